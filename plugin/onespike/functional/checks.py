@@ -1,0 +1,58 @@
+"""Argument checks shared by the functional layer: each error names the argument, the rule and the value."""
+
+import torch
+from torch import Tensor
+
+
+def check_T(T: int, minimum: int = 1, name: str = "T") -> None:
+    """Raise unless `T`, a number of time steps, is an int of at least `minimum`."""
+    if isinstance(T, bool) or not isinstance(T, int):
+        raise TypeError(f"{name} must be an int, got {T!r} of type {type(T).__name__}")
+    if minimum > T:
+        raise ValueError(f"{name} must be >= {minimum}, got {T}")
+
+
+def check_floating(name: str, x: Tensor, dims: int, layout: str) -> None:
+    """Raise unless `x` is a floating-point tensor of at least `dims` dimensions (`layout` shows which)."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if not x.dtype.is_floating_point:
+        remedy = ": convert images with x.float() / 255" if x.dtype == torch.uint8 else ""
+        raise TypeError(f"{name} must be a floating-point tensor, got {x.dtype}{remedy}")
+    if x.dim() < dims:
+        raise ValueError(f"{name} must have at least {dims} dimensions, {layout}, got shape {tuple(x.shape)}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise unless the Python number `value` is finite and above 0."""
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be > 0, got {value}")
+
+
+def check_finite(name: str, x: Tensor) -> None:
+    """Raise where a CPU tensor holds NaN or Inf. On other devices looking would stall the stream, so nothing is checked."""
+    if can_look_at(x) and not torch.isfinite(x).all():
+        raise ValueError(f"{name} must be finite, got {int((~torch.isfinite(x)).sum())} NaN or Inf values")
+
+
+def check_leak(name: str, leak: Tensor) -> None:
+    """Raise where a CPU tensor of leaks leaves [0, 1]."""
+    check_within(name, leak, bool(((leak >= 0) & (leak <= 1)).all()) if can_look_at(leak) else True, "in [0, 1]")
+
+
+def check_threshold(name: str, v_threshold: Tensor) -> None:
+    """Raise where a CPU tensor of thresholds is not above 0."""
+    check_within(name, v_threshold, bool((v_threshold > 0).all()) if can_look_at(v_threshold) else True, "> 0")
+
+
+def check_within(name: str, value: Tensor, holds: bool, rule: str) -> None:
+    """Raise a ValueError with the range of `value` unless `holds`, and name the projection as the remedy."""
+    if holds:
+        return
+    seen = f"{float(value)}" if value.numel() == 1 else f"values from {float(value.min())} to {float(value.max())}"
+    raise ValueError(f"{name} must be {rule}, got {seen} (a trained value: call project_() after each optimizer step)")
+
+
+def can_look_at(x: Tensor) -> bool:
+    """Whether reading values of `x` is free of a device synchronisation and of a graph break."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()

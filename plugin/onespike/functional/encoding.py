@@ -1,0 +1,100 @@
+"""The hybrid encoder: the analogue pixel at t = 1, then one spike per pixel (eqs. 4-5)."""
+
+import torch
+from torch import Tensor
+
+from onespike.functional.checks import can_look_at, check_finite, check_floating, check_T
+
+IntensityRange = str | tuple[float | Tensor, float | Tensor]
+
+
+def spike_times(x: Tensor, T: int, *, intensity_range: IntensityRange) -> Tensor:
+    """Map pixel intensities to spike times (eq. 4): the brightest pixel fires at t = 2, the darkest at t = T.
+
+    Equation:
+        T_i = floor(T - (T - 2) * (I_i - Imin) / (Imax - Imin) + 1/2), clamped to [2, T]
+
+    Ties round up. Intensities outside the range clamp; where Imax == Imin, T_i = T.
+
+    Args:
+        x: intensities, [N, *], floating point, in any unit that `intensity_range` shares.
+        T: number of time steps, at least 2.
+        intensity_range: (Imin, Imax), each a float or a tensor broadcastable to x; or "image" for every image's own
+            range, or "image_channel" for that of each channel of each image, x being [N, C, *].
+
+    Returns:
+        Spike times in steps, 1-based, in 2..T: [N, *], int64.
+
+    Raises:
+        TypeError: `x` is not floating point (divide uint8 images by 255 first), or `T` is not an int.
+        ValueError: T < 2, a malformed range, or, for CPU tensors, NaN or Inf in `x`.
+    """
+    check_T(T, 2)
+    check_floating("x", x, 1, "[N, *]")
+    check_finite("x", x)
+    x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    low, high = range_of(x, intensity_range)
+    span = high - low
+    brightness = torch.where(span > 0, (x - low) / torch.where(span > 0, span, 1), 0)
+    return torch.floor(T - (T - 2) * brightness + 0.5).clamp(2, T).long()
+
+
+def hybrid_encode(x: Tensor, T: int, *, intensity_range: IntensityRange) -> Tensor:
+    """Encode images as the analogue pixel at t = 1 followed by one spike per pixel (eq. 5).
+
+    Equation:
+        X^1 = I,   X^t = 1[T_i == t] for t >= 2,   with T_i from `spike_times`
+
+    Args:
+        x: images, [N, *], floating point, usually normalised. The gradient to x passes through X^1 alone.
+        T: number of time steps; T = 1 is the analogue pixel alone.
+        intensity_range: see `spike_times`; for images in [0, 1] normalised by mean and std it is
+            ((0 - mean) / std, (1 - mean) / std).
+
+    Returns:
+        [T, N, *] in the dtype of x.
+
+    Raises:
+        TypeError, ValueError: as `spike_times`, with T >= 1.
+    """
+    check_T(T)
+    if T == 1:
+        check_floating("x", x, 1, "[N, *]")
+        check_finite("x", x)
+        return x.unsqueeze(0)
+    times = spike_times(x, T, intensity_range=intensity_range)
+    steps = torch.arange(2, T + 1, device=x.device).view(-1, *[1] * x.dim())
+    return torch.cat([x.unsqueeze(0), (times == steps).to(x.dtype)])
+
+
+def range_of(x: Tensor, intensity_range: IntensityRange) -> tuple[Tensor, Tensor]:
+    """Return Imin and Imax as tensors broadcastable to x; raise a ValueError that names what is wrong."""
+    if isinstance(intensity_range, str):
+        first = {"image": 1, "image_channel": 2}.get(intensity_range)
+        if first is None:
+            raise ValueError(f'intensity_range must be (low, high), "image" or "image_channel", got {intensity_range!r}')
+        check_floating("x", x, first + 1, f'for intensity_range="{intensity_range}"')
+        if x.numel() == 0:
+            return x.new_zeros(()), x.new_ones(())
+        dims = tuple(range(first, x.dim()))
+        return x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
+    try:
+        low, high = (torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in intensity_range)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"intensity_range must be a pair (low, high) of numbers, got {intensity_range!r}") from error
+    for name, bound in (("low", low), ("high", high)):
+        if not _broadcasts(bound, x):
+            raise ValueError(
+                f"intensity_range: {name} must be broadcastable to x, {tuple(x.shape)}, got shape {tuple(bound.shape)}"
+                " (per channel: [C, 1, 1])"
+            )
+    if can_look_at(low) and not (low <= high).all():
+        raise ValueError(f"intensity_range must have low <= high, got {intensity_range!r}")
+    return low, high
+
+
+def _broadcasts(bound: Tensor, x: Tensor) -> bool:
+    try:
+        return torch.broadcast_shapes(bound.shape, x.shape) == x.shape
+    except RuntimeError:
+        return False

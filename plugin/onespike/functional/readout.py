@@ -1,0 +1,158 @@
+"""The output layer: accumulated potential, spike time, the loss on both and the decision (eqs. 9-18)."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from onespike.functional.checks import can_look_at, check_floating, check_positive, check_threshold
+from onespike.kernels.reference import state_dtype
+
+TIME_GRADIENTS = ("threshold", "full", "off", "eq17")
+RULES = ("potential", "combined", "time")
+
+
+class Readout(NamedTuple):
+    """What the output layer says about each image.
+
+    Attributes:
+        potential: accumulated membrane potential U_L^T, [N, K], float32.
+        spike_time: spike time T_l in steps, 1..T, [N, K], float32.
+    """
+
+    potential: Tensor
+    spike_time: Tensor
+
+
+def spike_time_readout(
+    x_seq: Tensor, v_threshold: Tensor | float, *, beta: float = 0.2, time_gradient: str = "threshold"
+) -> Readout:
+    """Accumulate the output layer's currents and read potential and spike time (eqs. 9-10, 15-17).
+
+    Equations:
+        U^t = U^{t-1} + x^t                        no leak, no reset
+        M^t = max_{s<=t} U^s
+        T_l = 1 + sum_{t<T} 1[V > M^t]             the first t with U^t >= V, else T
+        dT_l/dV = sum_{t<T} 1[|V - M^t| < beta]    the surrogate: a higher threshold spikes later
+
+    Args:
+        x_seq: the last layer's currents W_L O^t, [T, N, K], floating point.
+        v_threshold: output threshold V_L > 0, in the unit of U; 0-d or broadcastable to [N, K].
+        beta: half-width of the surrogate's window, in the unit of U.
+        time_gradient: who receives the gradient of T_l.
+            "threshold": V_L alone, as in the paper. The timing loss then changes no weight.
+            "full": V_L, and U at the step where the running maximum was set, with the opposite sign.
+            "off": nobody.
+            "eq17": V_L by the paper's eq. 17 to the letter, for comparison; it can have the wrong sign.
+
+    Returns:
+        Potential [N, K] and spike time [N, K] in 1..T.
+
+    Raises:
+        TypeError: `x_seq` is not a floating-point tensor.
+        ValueError: `x_seq` is not [T, N, K] with T >= 1, `beta` or a CPU `v_threshold` is not above 0, or `time_gradient`
+            is unknown.
+    """
+    check_floating("x_seq", x_seq, 3, "[T, N, K]")
+    if x_seq.dim() != 3 or x_seq.shape[0] < 1:
+        raise ValueError(f"x_seq must be [T, N, K] with T >= 1, got shape {tuple(x_seq.shape)}")
+    check_positive("beta", beta)
+    if time_gradient not in TIME_GRADIENTS:
+        raise ValueError(f"time_gradient must be one of {TIME_GRADIENTS}, got {time_gradient!r}")
+    threshold = torch.as_tensor(v_threshold, device=x_seq.device).to(state_dtype(x_seq.dtype))
+    check_threshold("v_threshold", threshold)
+
+    v_seq = x_seq.to(threshold.dtype).cumsum(0)
+    highest = v_seq.cummax(0).values[:-1]  # its gradient goes to the latest step that set the maximum
+    spike_time = 1 + (threshold > highest).to(threshold.dtype).sum(0)
+    if time_gradient == "eq17":
+        slope = literal_eq17(v_seq.detach(), threshold.detach(), beta)
+        spike_time = add_gradient(spike_time, slope * threshold)
+    elif time_gradient != "off":
+        margin = threshold - (highest if time_gradient == "full" else highest.detach())
+        spike_time = add_gradient(spike_time, torch.where(margin.abs() < beta, margin, 0).sum(0))
+    return Readout(v_seq[-1], spike_time)
+
+
+def add_gradient(value: Tensor, surrogate: Tensor) -> Tensor:
+    """Return `value` unchanged, with the gradient of `surrogate`."""
+    return value.detach() + (surrogate - surrogate.detach())
+
+
+def literal_eq17(v_seq: Tensor, v_threshold: Tensor, beta: float) -> Tensor:
+    """Evaluate dT_l/dV as printed in eq. 17, with a = U^t - V, b = V - U^{t-1}, c = V - U^T: [N, K]."""
+    T = v_seq.shape[0]
+    a = v_seq - v_threshold
+    b = v_threshold - torch.cat([torch.zeros_like(v_seq[:1]), v_seq[:-1]])
+    steps = torch.arange(1, T, device=v_seq.device, dtype=v_seq.dtype).view(-1, 1, 1)
+    rising = (a >= 0) * (b.abs() < beta) * 1.0
+    falling = (b >= 0) * (a.abs() < beta) * 1.0
+    return (steps * (rising - falling)[:-1]).sum(0) + T * (a[-1].abs() < beta)
+
+
+def hybrid_cross_entropy(
+    readout: Readout,
+    target: Tensor,
+    *,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Sum the cross-entropies of the potential and of the negated spike time (eqs. 11-12).
+
+    Equation:
+        L = CE(U_L^T, y) + CE(-T_l, y);   dL/dU = softmax(U) - y,   dL/dT = y - softmax(-T)
+
+    Args:
+        readout: potential and spike time, each [N, K].
+        target: class indices in 0..K-1, [N], int64.
+        reduction: "mean" over the batch, "sum" or "none".
+        weight: a weight per class, [K].
+        label_smoothing: share of the target spread over all classes, in [0, 1].
+
+    Returns:
+        0-d, or [N] for reduction "none".
+
+    Raises:
+        TypeError: `target` is not int64.
+        ValueError: a shape does not fit, or, for CPU tensors, a target is out of range.
+    """
+    potential, spike_time = readout
+    classes = potential.shape[-1]
+    if target.dtype != torch.int64:
+        raise TypeError(f"target must hold class indices as int64, got {target.dtype}")
+    if target.shape != potential.shape[:1]:
+        raise ValueError(f"target must be [N] with N = {potential.shape[0]}, got shape {tuple(target.shape)}")
+    if can_look_at(target) and target.numel() and not ((target >= 0) & (target < classes)).all():
+        low, high = int(target.min()), int(target.max())
+        raise ValueError(f"target must be in 0..{classes - 1}, got values from {low} to {high}")
+
+    def cross_entropy(logits: Tensor) -> Tensor:
+        return F.cross_entropy(logits, target, weight, reduction=reduction, label_smoothing=label_smoothing)
+
+    return cross_entropy(potential) + cross_entropy(-spike_time)
+
+
+def predict(readout: Readout, rule: str = "potential") -> Tensor:
+    """Decide each image's class.
+
+    Args:
+        readout: potential and spike time, each [N, K].
+        rule: "potential" for argmax U, "combined" for argmax (U - T), "time" for argmin T with ties broken by U.
+
+    Returns:
+        Class indices, [N], int64.
+
+    Raises:
+        ValueError: `rule` is unknown.
+    """
+    potential, spike_time = readout
+    if rule == "potential":
+        return potential.argmax(-1)
+    if rule == "combined":
+        return (potential - spike_time).argmax(-1)
+    if rule == "time":
+        first = spike_time == spike_time.amin(-1, keepdim=True)
+        return potential.masked_fill(~first, -torch.inf).argmax(-1)
+    raise ValueError(f"rule must be one of {RULES}, got {rule!r}")

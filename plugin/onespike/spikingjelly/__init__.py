@@ -1,0 +1,22 @@
+"""The method as SpikingJelly modules: drop them into an ordinary SpikingJelly network.
+
+Works with SpikingJelly 0.0.0.0.14 and 2.x. Sequences are [T, N, *] in step mode "m" and [N, *] a step in mode "s".
+"""
+
+try:
+    import spikingjelly.activation_based.base  # noqa: F401  (only to name the remedy when it is missing)
+except ImportError as error:
+    raise ImportError("onespike.spikingjelly needs SpikingJelly: pip install spikingjelly") from error
+
+from onespike.spikingjelly.encoder import DirectEncoder, HybridEncoder
+from onespike.spikingjelly.neuron import SingleSpikeLIFNode, project_net
+from onespike.spikingjelly.readout import HybridCrossEntropyLoss, SpikeTimeReadout
+
+__all__ = [
+    "DirectEncoder",
+    "HybridCrossEntropyLoss",
+    "HybridEncoder",
+    "SingleSpikeLIFNode",
+    "SpikeTimeReadout",
+    "project_net",
+]

@@ -1,0 +1,133 @@
+"""Input encoders as SpikingJelly modules: images [N, *] in, sequences [T, N, *] out."""
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from spikingjelly.activation_based import base
+from torch import Tensor, nn
+
+from onespike.functional import hybrid_encode
+from onespike.functional.checks import check_T
+from onespike.functional.encoding import IntensityRange
+
+
+class HybridEncoder(base.MemoryModule):
+    """Encode images as the analogue pixel at t = 1 and one spike per pixel at t in 2..T (eqs. 4-5).
+
+    In step mode "m" it is stateless and maps x [N, *] to [T, N, *]. In mode "s" each call takes the same images
+    x [N, *] and returns the next step's [N, *]; `reset_net` starts over.
+
+    Args:
+        T: number of time steps, at least 1.
+        intensity_range: (Imin, Imax), each a float or a tensor broadcastable to x; the default fits images in
+            [0, 1], for normalised ones use `for_normalized`. Or "image" or "image_channel": each image's own range.
+        step_mode: "m" or "s".
+        analogue: present the pixels at t = 1; False leaves zeros there ("temporal coding alone").
+        temporal: emit the spikes; False leaves zeros at t >= 2 (the control for what they contribute).
+
+    Raises:
+        TypeError, ValueError: see `onespike.functional.hybrid_encode`.
+        RuntimeError: in mode "s", a step beyond T.
+    """
+
+    t: int
+    low: Tensor
+    high: Tensor
+
+    def __init__(
+        self,
+        T: int,
+        intensity_range: IntensityRange = (0.0, 1.0),
+        step_mode: str = "m",
+        *,
+        analogue: bool = True,
+        temporal: bool = True,
+    ) -> None:
+        super().__init__()
+        if not (analogue or temporal):
+            raise ValueError("analogue and temporal must not both be False: nothing would be encoded")
+        self.T = T
+        self.step_mode = step_mode
+        self.analogue = analogue
+        self.temporal = temporal
+        self.register_memory("t", 0)
+        self.own_range: str | None = intensity_range if isinstance(intensity_range, str) else None
+        low, high = (0.0, 1.0) if isinstance(intensity_range, str) else intensity_range
+        self.register_buffer("low", torch.as_tensor(low, dtype=torch.float32), persistent=False)
+        self.register_buffer("high", torch.as_tensor(high, dtype=torch.float32), persistent=False)
+
+    @classmethod
+    def for_normalized(cls, T: int, mean: float | Sequence[float], std: float | Sequence[float], step_mode: str = "m") -> Self:
+        """Encoder for images in [0, 1] normalised as (x - mean) / std, per channel of x [N, C, H, W]."""
+        centre, scale = torch.as_tensor(mean, dtype=torch.float32), torch.as_tensor(std, dtype=torch.float32)
+        if not (scale > 0).all():
+            raise ValueError(f"std must be > 0, got {std}")
+        shape = (-1, 1, 1) if centre.dim() else ()
+        return cls(T, (((0 - centre) / scale).view(shape), ((1 - centre) / scale).view(shape)), step_mode)
+
+    @property
+    def T(self) -> int:
+        """Number of time steps; may be set."""
+        return self._T
+
+    @T.setter
+    def T(self, value: int) -> None:
+        check_T(value)
+        self._T = value
+
+    @property
+    def intensity_range(self) -> IntensityRange:
+        """The range in force, as given: a name, or (Imin, Imax) as tensors."""
+        return self.own_range or (self.low, self.high)
+
+    def multi_step_forward(self, x: Tensor) -> Tensor:
+        """Map images [N, *] to the whole sequence [T, N, *]."""
+        x_seq = hybrid_encode(x, self.T, intensity_range=self.intensity_range)
+        if self.analogue and self.temporal:
+            return x_seq
+        frame, spikes = x_seq[:1], x_seq[1:]
+        return torch.cat([frame if self.analogue else frame * 0, spikes if self.temporal else spikes * 0])
+
+    def single_step_forward(self, x: Tensor) -> Tensor:
+        """Return step t of the sequence for the images x [N, *] and advance t."""
+        (out,), (self.t,) = self.single_step_functional_forward((x,), (self.t,))
+        return out
+
+    def multi_step_functional_forward(self, inputs: tuple[Tensor, ...], states: tuple[int]) -> tuple[tuple[Tensor], tuple[int]]:
+        """Explicit-state form: ((x,), (t,)) -> ((x_seq,), (t,))."""
+        return (self.multi_step_forward(inputs[0]),), states
+
+    def single_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: tuple[int]
+    ) -> tuple[tuple[Tensor], tuple[int]]:
+        """One step of the explicit-state form: ((x,), (t,)) -> ((x_t,), (t + 1,))."""
+        (t,) = states
+        if t >= self.T:
+            raise RuntimeError(f"t must stay below T = {self.T} in step mode 's', got step {t + 1}: call reset_net first")
+        return (self.multi_step_forward(inputs[0])[t],), (t + 1,)
+
+    def extra_repr(self) -> str:
+        shown = self.own_range or f"({self.low.flatten().tolist()}, {self.high.flatten().tolist()})"
+        return f"T={self.T}, intensity_range={shown}, step_mode={self.step_mode}"
+
+
+class DirectEncoder(nn.Module, base.StepModule):
+    """Present the analogue pixels at every step ("direct" encoding): [N, *] -> [T, N, *], or [N, *] a step in mode "s".
+
+    Args:
+        T: number of time steps, at least 1.
+        step_mode: "m" or "s".
+    """
+
+    def __init__(self, T: int, step_mode: str = "m") -> None:
+        super().__init__()
+        check_T(T)
+        self.T = T
+        self.step_mode = step_mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.step_mode == "s" else x.expand(self.T, *x.shape)
+
+    def extra_repr(self) -> str:
+        return f"T={self.T}, step_mode={self.step_mode}"

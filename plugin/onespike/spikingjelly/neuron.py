@@ -1,0 +1,202 @@
+"""The single-spike LIF neuron as a SpikingJelly node."""
+
+from typing import Any
+
+import torch
+from spikingjelly.activation_based import base
+from torch import Tensor, nn
+
+from onespike.functional.backends import BACKENDS, check_backend
+from onespike.functional.checks import check_positive
+from onespike.functional.lif import LIFState, lif_with_trace
+from onespike.kernels.reference import state_dtype
+
+MIN_THRESHOLD = 1e-3
+
+
+class SingleSpikeLIFNode(base.MemoryModule):
+    """LIF node that fires at most once per sequence, with trainable leak and threshold (eqs. 6-8, 19-23).
+
+    Equations:
+        U^t = leak * U^{t-1} + x^t - V * 1[U^{t-1} > V]
+        O^t = 1 if U^t > V and no earlier U^s > V, else 0
+
+    The state is `v` (U, float32) and `fired`; `reset_net` clears both, and must be called between sequences. After each
+    optimizer step call `project_()` (or `project_net(net)`), which keeps 0 <= leak <= 1 and v_threshold >= 1e-3.
+    Give neither parameter weight decay.
+
+    Args:
+        leak: initial factor by which U decays in a step, in [0, 1]. (SpikingJelly's 1 - 1 / tau.)
+        v_threshold: initial firing threshold V > 0, in the unit of U.
+        learn_leak: train the leak.
+        learn_threshold: train the threshold.
+        gamma: height of the triangular surrogate gradient.
+        single_spike: at most one spike per neuron; False emits a spike at every crossing.
+        grad_after_spike: keep the surrogate gradient after the first spike.
+        temporal_gradient: back-propagate through time.
+        per_channel: number of channels C for a leak and a threshold per channel of x [N, C, *]; None for one per layer.
+        step_mode: "m" for x [T, N, *], "s" for x [N, *].
+        backend: "auto", "torch", "inductor", "cupy" or "triton".
+        store_v_seq: keep the membrane trace of the sequence as `v_seq`, [T, N, *].
+
+    Attributes:
+        leak, v_threshold: parameters, 0-d or [C].
+        v, fired: the state, [N, *]; 0.0 and False after a reset.
+
+    Raises:
+        ValueError: an argument leaves its range, or, at the forward pass, the batch or layer size changed without a reset.
+    """
+
+    leak: nn.Parameter
+    v_threshold: nn.Parameter
+    v: Tensor | float
+    fired: Tensor | bool
+
+    def __init__(
+        self,
+        leak: float = 1.0,
+        v_threshold: float = 1.0,
+        *,
+        learn_leak: bool = True,
+        learn_threshold: bool = True,
+        gamma: float = 0.3,
+        single_spike: bool = True,
+        grad_after_spike: bool = True,
+        temporal_gradient: bool = True,
+        per_channel: int | None = None,
+        step_mode: str = "m",
+        backend: str = "auto",
+        store_v_seq: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0 <= leak <= 1:
+            raise ValueError(f"leak must be in [0, 1], got {leak}")
+        check_positive("v_threshold", v_threshold)
+        check_positive("gamma", gamma)
+        if per_channel is not None and per_channel < 1:
+            raise ValueError(f"per_channel must be a number of channels >= 1 or None, got {per_channel}")
+        shape = () if per_channel is None else (per_channel,)
+        self.leak = nn.Parameter(torch.full(shape, float(leak)), requires_grad=learn_leak)
+        self.v_threshold = nn.Parameter(torch.full(shape, float(v_threshold)), requires_grad=learn_threshold)
+        self.gamma = gamma
+        self.single_spike = single_spike
+        self.grad_after_spike = grad_after_spike
+        self.temporal_gradient = temporal_gradient
+        self.per_channel = per_channel
+        self.step_mode = step_mode
+        self.backend = backend
+        self.store_v_seq = store_v_seq
+        self.register_memory("v", 0.0)  # first: the host's monitors and v_seq read the first memory
+        self.register_memory("fired", False)
+
+    @property
+    def supported_backends(self) -> tuple[str, ...]:
+        """Names that `backend` accepts; whether one runs here, `onespike.functional.why_unavailable` tells."""
+        return ("auto", *BACKENDS)
+
+    @property
+    def backend(self) -> str:
+        """The implementation that runs the node; a named one never falls back to another."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, value: str) -> None:
+        check_backend(value)
+        self._backend = value
+
+    @property
+    def store_v_seq(self) -> bool:
+        """Whether the membrane trace is kept as `v_seq`."""
+        return self._store_v_seq
+
+    @store_v_seq.setter
+    def store_v_seq(self, value: bool) -> None:
+        self._store_v_seq = value
+        self.v_seq: Tensor | None = None
+
+    def reset(self) -> None:
+        """Return to U = 0, not fired, before a new sequence."""
+        super().reset()
+        self.v_seq = None
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Bring the parameters back to 0 <= leak <= 1 and v_threshold >= 1e-3, in place; call after the optimizer step."""
+        self.leak.clamp_(0, 1)
+        self.v_threshold.clamp_(min=MIN_THRESHOLD)
+
+    def multi_step_forward(self, x_seq: Tensor) -> Tensor:
+        """Map currents [T, N, *] to spikes [T, N, *], going on from the stored state."""
+        s_seq, (self.v, self.fired), v_seq = self._run(x_seq, (self.v, self.fired), self.store_v_seq)
+        if self.store_v_seq:
+            self.v_seq = v_seq
+        return s_seq
+
+    def single_step_forward(self, x: Tensor) -> Tensor:
+        """Map the currents of one step [N, *] to its spikes [N, *]."""
+        s_seq, (self.v, self.fired), v_seq = self._run(x.unsqueeze(0), (self.v, self.fired), self.store_v_seq)
+        if self.store_v_seq:
+            self.v_seq = v_seq if self.v_seq is None else torch.cat([self.v_seq, v_seq])
+        return s_seq[0]
+
+    def multi_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...]
+    ) -> tuple[tuple[Tensor], tuple[Tensor, Tensor]]:
+        """SpikingJelly 2's explicit-state form: ((x_seq,), (v, fired)) -> ((s_seq,), (v, fired)); changes nothing."""
+        s_seq, state, _ = self._run(inputs[0], states, return_v_seq=False)
+        return (s_seq,), (state.v, state.fired)
+
+    def single_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...]
+    ) -> tuple[tuple[Tensor], tuple[Tensor, Tensor]]:
+        """One step of the explicit-state form: ((x,), (v, fired)) -> ((s,), (v, fired)); changes nothing."""
+        s_seq, state, _ = self._run(inputs[0].unsqueeze(0), states, return_v_seq=False)
+        return (s_seq[0],), (state.v, state.fired)
+
+    def _run(self, x_seq: Tensor, states: tuple[Any, ...], return_v_seq: bool) -> tuple[Tensor, LIFState, Tensor]:
+        v, fired = states
+        state = None
+        if isinstance(v, Tensor) or isinstance(fired, Tensor) or v or fired:
+            x, dtype = x_seq[0], state_dtype(x_seq.dtype)
+            state = LIFState(
+                v if isinstance(v, Tensor) else torch.full_like(x, v, dtype=dtype),
+                fired if isinstance(fired, Tensor) else torch.full_like(x, fired, dtype=torch.bool),
+            )
+        trailing = [1] * (x_seq.dim() - 3)
+        return lif_with_trace(
+            x_seq,
+            self.leak if self.per_channel is None else self.leak.view(-1, *trailing),
+            self.v_threshold if self.per_channel is None else self.v_threshold.view(-1, *trailing),
+            state=state,
+            gamma=self.gamma,
+            single_spike=self.single_spike,
+            grad_after_spike=self.grad_after_spike,
+            temporal_gradient=self.temporal_gradient,
+            backend=self.backend,
+            return_v_seq=return_v_seq,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle the state without the graph that computed it: autograd's tensors refuse both."""
+        values = self.__dict__.copy()
+        values["_memories"] = {
+            name: value.detach() if isinstance(value, Tensor) else value for name, value in self._memories.items()
+        }
+        values["v_seq"] = None if self.v_seq is None else self.v_seq.detach()
+        return values
+
+    def extra_repr(self) -> str:
+        values = [
+            f"{name}={parameter.item():.4g}" if self.per_channel is None else f"{name}=[{self.per_channel}]"
+            for name, parameter in (("leak", self.leak), ("v_threshold", self.v_threshold))
+        ]
+        return ", ".join(
+            [*values, f"single_spike={self.single_spike}", f"step_mode={self.step_mode}", f"backend={self.backend}"]
+        )
+
+
+def project_net(net: nn.Module) -> None:
+    """Call `project_()` of every module of `net` that has one; for the line after `optimizer.step()`."""
+    for module in net.modules():
+        if hasattr(module, "project_"):
+            module.project_()  # type: ignore[operator]
