@@ -1,0 +1,8 @@
+"""From a trained ANN to a single-spike network: thresholds, conversion, saving and loading (Section V)."""
+
+from onespike.conversion.calibrate import calibrate_thresholds
+from onespike.conversion.chain import ConversionError
+from onespike.conversion.convert import convert
+from onespike.conversion.network import SpikingNetwork
+
+__all__ = ["ConversionError", "SpikingNetwork", "calibrate_thresholds", "convert"]

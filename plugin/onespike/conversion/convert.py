@@ -1,0 +1,93 @@
+"""From a trained ANN to a spiking network ready to be trained (Section V)."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from onespike.conversion.calibrate import build_modules, calibrate_thresholds
+from onespike.conversion.chain import NEURON, Layer, read_chain
+from onespike.conversion.network import SpikingNetwork
+from onespike.functional.checks import check_floating, check_positive, check_T
+from onespike.spikingjelly import HybridEncoder, SingleSpikeLIFNode, SpikeTimeReadout
+
+
+def convert(
+    ann: nn.Module,
+    images: Tensor,
+    *,
+    T: int = 5,
+    threshold_scale: float = 0.4,
+    leak: float = 1.0,
+    percentile: float = 99.7,
+    neuron: Callable[..., nn.Module] = SingleSpikeLIFNode,
+    encoder: nn.Module | None = None,
+    dropout: float | None = None,
+    thresholds: Mapping[str, float] | None = None,
+    timesteps: int = 200,
+    batch_size: int = 128,
+) -> SpikingNetwork:
+    """Convert a bias-free feed-forward ANN into a hybrid-encoded single-spike network of the same weights.
+
+    Every ReLU becomes a neuron whose threshold is `threshold_scale` times the calibrated one; the last layer feeds a readout
+    with V_L at the median of its half-way potential. The ANN is left as it was; the network is in the same mode, train or eval.
+
+    Args:
+        ann: any torch.fx-traceable chain of Conv, Linear, ReLU, AvgPool, Flatten and Dropout without biases.
+        images: calibration images from the training set, [N, *], as the ANN takes them.
+        T: number of time steps.
+        threshold_scale: factor on all hidden thresholds. It matters more than anything else: choose it on validation data.
+        leak: initial leak of every neuron, in [0, 1].
+        percentile: see `calibrate_thresholds`.
+        neuron: called as neuron(leak=..., v_threshold=...) for each ReLU, such as
+            functools.partial(SingleSpikeLIFNode, single_spike=False).
+        encoder: module [N, *] -> [T, N, *] with an attribute T, which then stands in place of the argument T; None for a
+            `HybridEncoder` over the range of each channel of `images` (of all of them, unless they are [N, C, H, W]).
+        dropout: probability for every dropout layer, in [0, 1); None keeps the ANN's. One mask serves all steps of an image.
+        thresholds: what `calibrate_thresholds` returned, to calibrate once for several scales.
+        timesteps, batch_size: see `calibrate_thresholds`.
+
+    Returns:
+        The spiking network, on the device of the ANN.
+
+    Raises:
+        ConversionError: the ANN cannot be converted; the message names the module and the remedy.
+        TypeError, ValueError: an argument leaves its range.
+    """
+    check_T(T)
+    check_floating("images", images, 2, "[N, *]")
+    check_positive("threshold_scale", threshold_scale)
+    if dropout is not None and not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1) or None, got {dropout}")
+    layers, weights = read_chain(ann)
+    if thresholds is None:
+        thresholds = calibrate_thresholds(ann, images, percentile=percentile, timesteps=timesteps, batch_size=batch_size)
+    missing = [layer.name for layer in layers if layer.kind == NEURON and layer.name not in thresholds]
+    if missing:
+        raise ValueError(f"thresholds must name every ReLU of the ANN, {', '.join(missing)} missing")
+    if dropout is not None:
+        layers = [
+            Layer(layer.name, layer.kind, {"p": dropout}) if layer.kind.startswith("Dropout") else layer for layer in layers
+        ]
+
+    modules = build_modules(layers, weights)
+    stages = [
+        neuron(leak=leak, v_threshold=thresholds[layer.name] * threshold_scale) if layer.kind == NEURON else modules[layer.name]
+        for layer in layers
+    ]
+    if encoder is None:
+        encoder = HybridEncoder(T, intensity_range_of(images))
+    network = SpikingNetwork(encoder, layers, stages, SpikeTimeReadout())
+    network.to(next(iter(weights.values())).device)
+    network.train(ann.training)
+    network.calibrate_readout(images, batch_size)
+    return network
+
+
+def intensity_range_of(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the lowest and highest intensity of each channel of images [N, C, H, W], as [C, 1, 1], or of all of [N, *]."""
+    if images.dim() < 4:
+        return images.min(), images.max()
+    dims = (0, *range(2, images.dim()))
+    low, high = images.amin(dims, keepdim=True)[0], images.amax(dims, keepdim=True)[0]
+    return low.to(torch.float32), high.to(torch.float32)

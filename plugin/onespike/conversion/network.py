@@ -1,0 +1,115 @@
+"""The converted network: encoder, spiking layers and readout, to be called, trained, saved and loaded."""
+
+from collections import OrderedDict
+from math import ceil
+from pathlib import Path
+from typing import Self
+
+import torch
+from spikingjelly.activation_based import base
+from torch import Tensor, nn
+
+from onespike.conversion.chain import NEURON, Layer
+from onespike.functional import Readout
+from onespike.functional.checks import check_T
+from onespike.spikingjelly import SpikeTimeReadout, project_net
+
+
+class SpikingNetwork(base.MemoryModule):
+    """A feed-forward spiking network: images [N, *] -> `Readout` of potential and spike time, each [N, K].
+
+    `encoder`, `body` and `readout` are ordinary SpikingJelly modules and may be used, swapped or hooked on their own. In step
+    mode "m" every call is a presentation of its own and starts from a clean state. In mode "s" each call is one step;
+    `reset()` starts over.
+
+    Args:
+        encoder: [N, *] -> [T, N, *], with an attribute `T`.
+        layers: what the body's modules are, in order.
+        modules: the body's modules, one for each of `layers`.
+        readout: [T, N, K] -> Readout.
+    """
+
+    body: nn.Sequential
+
+    def __init__(self, encoder: nn.Module, layers: list[Layer], modules: list[nn.Module], readout: SpikeTimeReadout) -> None:
+        super().__init__()
+        self.step_mode = "m"
+        self.layers = tuple(layers)
+        self.encoder = encoder
+        keys = [layer.name.replace(".", "_") for layer in layers]
+        self.body = nn.Sequential(OrderedDict(zip(keys, modules, strict=True)))
+        self.readout = readout
+
+    @property
+    def T(self) -> int:
+        """Number of time steps; may be set."""
+        return self.encoder.T  # type: ignore[return-value]
+
+    @T.setter
+    def T(self, value: int) -> None:
+        check_T(value)
+        self.encoder.T = value  # type: ignore[assignment]
+
+    def multi_step_forward(self, x: Tensor) -> Readout:
+        """Present images [N, *] for T steps."""
+        return self.readout(self.currents(x))
+
+    def single_step_forward(self, x: Tensor) -> Readout:
+        """Present images [N, *] for one step and read out the steps since the reset."""
+        return self.readout(self.body(self.encoder(x)))
+
+    def currents(self, x: Tensor) -> Tensor:
+        """Present images [N, *] and return the output layer's currents W_L O^t, [T, N, K].
+
+        Their cumulative sum over the steps is the potential at each of them.
+        """
+        self.reset()
+        return self.body(self.encoder(x))
+
+    def reset(self) -> None:
+        """Clear the state of every layer, before a new presentation."""
+        for module in self.modules():
+            if module is not self and isinstance(module, base.MemoryModule):
+                module.reset()
+
+    def project_(self) -> None:
+        """Bring every leak back to [0, 1] and every threshold to >= 1e-3; call after each optimizer step."""
+        project_net(self.body)
+        self.readout.project_()
+
+    def named_layers(self) -> dict[str, nn.Module]:
+        """Return the body's modules by their path in the ANN, in forward order."""
+        return {layer.name: module for layer, module in zip(self.layers, self.body, strict=True)}
+
+    def nodes(self) -> dict[str, nn.Module]:
+        """Return the neurons by the path of the ReLU that each replaces, in forward order."""
+        return {layer.name: module for layer, module in zip(self.layers, self.body, strict=True) if layer.kind == NEURON}
+
+    @torch.no_grad()
+    def calibrate_readout(self, images: Tensor, batch_size: int = 128) -> None:
+        """Set V_L to the median of M^{ceil(T/2)}, the outputs' running maximum half-way, over `images` [N, *].
+
+        It is never set below the readout's beta: under a nearly silent network the resting potential would lie inside the
+        surrogate's window.
+        """
+        training = self.training
+        self.eval()
+        device = self.readout.v_threshold.device
+        potentials = [self.currents(batch.to(device)).cumsum(0) for batch in images.split(batch_size)]
+        self.reset()
+        self.train(training)
+        halfway = torch.cat([v_seq[: ceil(self.T / 2)].amax(0) for v_seq in potentials])
+        self.readout.v_threshold.fill_(halfway.median().clamp_min(self.readout.beta))
+
+    def save(self, folder: str | Path) -> None:
+        """Write the network to `folder` as safetensors and JSON with SHA-256 sums; see `onespike.conversion.storage`."""
+        from onespike.conversion.storage import save  # noqa: PLC0415  (safetensors is needed here alone)
+
+        save(self, Path(folder))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read a network that `save` wrote, on the CPU; raises CorruptModelError where anything was damaged."""
+        from onespike.conversion.storage import load  # noqa: PLC0415
+
+        return load(cls, Path(folder))
