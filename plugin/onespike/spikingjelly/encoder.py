@@ -58,13 +58,23 @@ class HybridEncoder(base.MemoryModule):
         self.register_buffer("high", torch.as_tensor(high, dtype=torch.float32), persistent=False)
 
     @classmethod
-    def for_normalized(cls, T: int, mean: float | Sequence[float], std: float | Sequence[float], step_mode: str = "m") -> Self:
+    def for_normalized(
+        cls,
+        T: int,
+        mean: float | Sequence[float],
+        std: float | Sequence[float],
+        step_mode: str = "m",
+        *,
+        analogue: bool = True,
+        temporal: bool = True,
+    ) -> Self:
         """Encoder for images in [0, 1] normalised as (x - mean) / std, per channel of x [N, C, H, W]."""
         centre, scale = torch.as_tensor(mean, dtype=torch.float32), torch.as_tensor(std, dtype=torch.float32)
         if not (scale > 0).all():
             raise ValueError(f"std must be > 0, got {std}")
         shape = (-1, 1, 1) if centre.dim() else ()
-        return cls(T, (((0 - centre) / scale).view(shape), ((1 - centre) / scale).view(shape)), step_mode)
+        bounds = ((0 - centre) / scale).view(shape), ((1 - centre) / scale).view(shape)
+        return cls(T, bounds, step_mode, analogue=analogue, temporal=temporal)
 
     @property
     def T(self) -> int:
