@@ -63,7 +63,7 @@ def calibrate_thresholds(
         if highest <= 0:
             raise ConversionError(
                 f"{layer.name}: the {percentile} percentile of its input current is {highest:.4g}, not above 0: "
-                "the layer is silent on these images, retrain the ANN or raise the percentile"
+                "the layer is silent on these images: raise timesteps or the percentile, or train the ANN further"
             )
         thresholds[layer.name] = highest
     return thresholds
