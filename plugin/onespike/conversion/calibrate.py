@@ -54,7 +54,7 @@ def calibrate_thresholds(
             continue
         states: list[dict[str, LIFState]] = [{} for _ in batches]
         highest = -float("inf")
-        for _ in range(timesteps):
+        for _ in range(timesteps if thresholds else 1):  # before the first neuron every step is the same
             currents = [
                 _advance(batch, layers[:position], modules, thresholds, state)
                 for batch, state in zip(batches, states, strict=True)
