@@ -12,9 +12,8 @@ from sklearn.datasets import load_digits
 from spikingjelly.activation_based import functional
 from torch import nn
 
-from onespike.conversion import ConversionError, SpikingNetwork, calibrate_thresholds, convert, storage
+from onespike.conversion import ConversionError, CorruptModelError, SpikingNetwork, calibrate_thresholds, convert, storage
 from onespike.conversion.calibrate import nearest_percentile
-from onespike.conversion.storage import CorruptModelError
 from onespike.functional import hybrid_encode, predict
 from onespike.models import vgg
 from onespike.spikingjelly import DirectEncoder, HybridEncoder, SingleSpikeLIFNode
@@ -174,8 +173,9 @@ def test_the_output_threshold_is_the_median_half_way(ann, digits, thresholds):
         lambda x: x.flatten(start_dim=1),
         lambda x: x.view(x.size(0), -1),
         lambda x: x.reshape(x.shape[0], -1),
+        lambda x: torch.reshape(x.contiguous(), (x.shape[0], -1)),
     ],
-    ids=["torch.flatten", "flatten", "start_dim", "view", "reshape"],
+    ids=["torch.flatten", "flatten", "start_dim", "view", "reshape", "torch.reshape"],
 )
 def test_an_ann_written_as_a_class_converts_as_well(ann, digits, thresholds, flatten):
     written = Written(flatten).eval()
@@ -280,6 +280,15 @@ class Branching(nn.Module):
         return self.conv(x) if x.sum() > 0 else x
 
 
+class FixedView(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = conv(), nn.Linear(144, 2, bias=False)
+
+    def forward(self, x):
+        return self.head(F.relu(self.conv(x)).view(4, -1))
+
+
 class Twice(nn.Module):
     def __init__(self):
         super().__init__()
@@ -308,6 +317,7 @@ TAIL = (nn.ReLU(), nn.Flatten(), nn.Linear(144, 2, bias=False))
         (nn.Sequential(nn.Flatten(0), nn.Linear(4, 2, bias=False)), r"0 \(Flatten\) flattens the batch"),
         (Residual(), "add.* is not one link of a chain"),
         (Branching(), r"Branching cannot be traced by torch\.fx"),
+        (FixedView(), r"view cannot be converted: use torch.flatten\(x, 1\)"),
         (Twice(), r"conv_1 \(Conv2d\) is used twice"),
     ],
 )
@@ -342,6 +352,12 @@ IMAGES = torch.rand(4, 1, 8, 8)
         ({"dropout": 1.0}, ValueError, r"dropout must be in \[0, 1\) or None, got 1.0"),
         ({"thresholds": {"1": 1.0}}, ValueError, "thresholds must name every ReLU of the ANN, 4, 9 missing"),
         ({"images": IMAGES[:0]}, ValueError, "images must hold at least one image"),
+        (
+            {"images": IMAGES[:0], "thresholds": {"1": 1.0, "4": 1.0, "9": 1.0}},
+            ValueError,
+            "images must hold at least one image",
+        ),
+        ({"images": IMAGES[0]}, ValueError, r"images must have 4 dimensions, \[N, C, \*\], for Conv2d, got \(1, 8, 8\)"),
         ({"images": IMAGES.byte()}, TypeError, "images must be a floating-point tensor, got torch.uint8"),
         ({"images": IMAGES * float("nan")}, ValueError, "images must be finite, got 256 NaN or Inf values"),
     ],
@@ -459,6 +475,46 @@ def test_foreign_descriptions_are_refused(network, tmp_path):
         description.write_text(json.dumps(document | change))
         with pytest.raises(CorruptModelError, match=message):
             SpikingNetwork.load(tmp_path)
+
+
+def test_a_loaded_network_is_in_eval_mode_with_its_dtype_and_frozen_weights(network, tmp_path):
+    network.double().train()
+    network.body[0].weight.requires_grad_(False)
+    network.save(tmp_path)
+    loaded = SpikingNetwork.load(tmp_path)
+    assert not any(module.training for module in loaded.modules())
+    assert {p.dtype for p in loaded.parameters()} == {torch.float64}
+    assert [n for n, p in loaded.named_parameters() if not p.requires_grad] == ["body.0.weight"]
+
+
+def test_names_that_look_alike_keep_their_neurons():
+    class Alike(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Sequential(nn.Linear(6, 5, bias=False), nn.ReLU())
+            self.a_1, self.append, self.out = nn.Linear(5, 4, bias=False), nn.ReLU(), nn.Linear(4, 3, bias=False)
+
+        def forward(self, x):
+            return self.out(self.append(self.a_1(self.a(x))))
+
+    torch.manual_seed(0)
+    network = convert(Alike(), torch.rand(20, 6), timesteps=4)
+    assert list(network.nodes()) == ["a.1", "append"]
+    assert list(network.named_layers()) == ["a.0", "a.1", "a_1", "append", "out"]
+
+
+def test_misuse_of_the_network_is_named(network):
+    for x, message in ((IMAGES[0], "x must have 4 dimensions"), (IMAGES * float("nan"), "x must be finite")):
+        with pytest.raises(ValueError, match=message):
+            network(x)
+    with pytest.raises(TypeError, match=r"x must be a floating-point tensor, got torch.uint8"):
+        network(IMAGES.byte())
+    with pytest.raises(ValueError, match="images must hold at least one image"):
+        network.calibrate_readout(IMAGES[:0])
+    assert network(IMAGES[:0]).potential.shape == (0, 10)
+    functional.set_step_mode(network, "s")
+    with pytest.raises(RuntimeError, match='step_mode must be "m"'):
+        network.currents(IMAGES)
 
 
 def test_what_cannot_be_saved_is_named(network, tmp_path):

@@ -123,7 +123,10 @@ IMAGES = torch.rand(2, 3, 4, 4)
         (torch.tensor(0.5), 5, (0.0, 1.0), ValueError, r"x must have at least 1 dimensions, \[N, \*\], got shape \(\)"),
         (IMAGES[:, 0, 0, 0], 5, "image_channel", ValueError, "x must have at least 3 dimensions"),
         (IMAGES, 5, "batch", ValueError, "intensity_range must be .low, high., .*got 'batch'"),
-        (IMAGES, 5, (1.0, 0.0), ValueError, r"intensity_range must have low <= high, got \(1.0, 0.0\)"),
+        (IMAGES, 5, (1.0, 0.0), ValueError, r"intensity_range must have low <= high, both finite, got \(1.0, 0.0\)"),
+        (IMAGES, 5, (float("-inf"), 1.0), ValueError, "intensity_range must have low <= high, both finite"),
+        (IMAGES, 5, (-3e38, 3e38), ValueError, "intensity_range must have low <= high, both finite"),
+        (IMAGES, 1, "batch", ValueError, "intensity_range must be"),
         (IMAGES, 5, 1.0, ValueError, "intensity_range must be a pair"),
         (IMAGES, 5, (0.0, 1.0, 2.0), ValueError, "intensity_range must be a pair"),
         (

@@ -270,7 +270,7 @@ def test_no_more_than_the_membrane_is_saved_for_backward():
 def test_the_operator_keeps_torchs_contract(return_v_seq, carried):
     x, state, *_ = draw(4, (3, 5), seed=11)
     parameters = torch.tensor(0.9, requires_grad=True), torch.tensor(0.8, requires_grad=True)
-    v, fired = (state.v.requires_grad_(), state.fired) if carried else (None, None)
+    v, fired = (state.v.T.contiguous().T.requires_grad_(), state.fired.T.contiguous().T) if carried else (None, None)
     arguments = (x.requires_grad_(), *parameters, v, fired, 0.3, True, True, True, return_v_seq, "torch")
     results = torch.library.opcheck(torch.ops.onespike.single_spike_lif, arguments)
     assert set(results.values()) == {"SUCCESS"}

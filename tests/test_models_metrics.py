@@ -85,6 +85,7 @@ def test_macs_of_other_layers():
     expected = {"0": 9 * 2 * 8 * 4, "3": 160}
     assert count_macs(ann, (4, 4, 4)) == expected
     assert count_macs(ann, (1, 4, 4, 4)) == expected
+    assert count_macs(nn.Conv1d(2, 4, 3), (2, 10)) == {"": 3 * 2 * 4 * 8}
     assert count_macs(nn.Linear(6, 2), (6,)) == {"": 12}
     assert ann.training
 
@@ -182,8 +183,14 @@ def test_a_direct_frame_costs_its_multiplications_once():
     net[0] = DirectEncoder(3)
     with torch.no_grad(), SpikingActivity(net) as activity:
         net(torch.rand(2, 1, 4, 4))
-    assert activity.synapses["1"].analogue_events == 2 * 200
+        functional.reset_net(net)
+        net(torch.ones(1, 1, 4, 4))
+        functional.reset_net(net)
+        net(torch.ones(0, 1, 4, 4))
+    assert activity.images == 3
+    assert activity.synapses["1"].analogue_events == 3 * 200
     assert activity.synapses["1"].events == 0
+    functional.reset_net(net)
     net[0] = HybridEncoder(3, temporal=False)
     functional.reset_net(net)
     with torch.no_grad(), SpikingActivity(net) as activity:
@@ -225,6 +232,9 @@ def test_activity_of_a_converted_network_uses_the_anns_names_and_leaves_no_hook(
 
 def test_misuse_is_named():
     net = toy()
+    plain = nn.Sequential(nn.Linear(3, 2), SingleSpikeLIFNode())
+    with pytest.raises(TypeError, match=r"0 \(Linear\) must be a layer with a step mode: use spikingjelly's layer.Linear"):
+        SpikingActivity(plain)
     with pytest.raises(RuntimeError, match="no image was counted"):
         _ = SpikingActivity(net).mean
     with SpikingActivity(net.train()), pytest.raises(RuntimeError, match=r"needs eval mode: call network.eval\(\)"):

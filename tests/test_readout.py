@@ -194,6 +194,12 @@ READOUT = spike_time_readout(CURRENTS, 1.0)
             ValueError,
             r"target must be \[N\] with N = 2, got shape \(1,\)",
         ),
+        (lambda: hybrid_cross_entropy(READOUT, [0, 1]), TypeError, "target must hold class indices as int64, got list"),
+        (
+            lambda: hybrid_cross_entropy(Readout(torch.zeros(2, 3), torch.zeros(2, 4)), torch.tensor([0, 1])),
+            ValueError,
+            r"readout must hold two \[N, K\], got \(2, 3\) and \(2, 4\)",
+        ),
         (lambda: hybrid_cross_entropy(READOUT, torch.zeros(2)), TypeError, "target must hold class indices as int64"),
     ],
 )

@@ -131,6 +131,16 @@ def test_deepcopy_pickle_and_torch_save_keep_state_and_settings(images):
         assert torch.equal(twin(images).potential, net(images).potential)
 
 
+def test_deepcopy_between_single_steps(images):
+    net = network("s")
+    for _ in range(3):
+        net(images)
+    twin = copy.deepcopy(net)
+    for _ in range(2):
+        expected, found = net(images), twin(images)
+    assert torch.equal(found.potential, expected.potential)
+
+
 def test_state_dict_is_strict_and_holds_parameters_alone(images):
     net, twin = network(), network()
     with torch.no_grad():
@@ -357,12 +367,16 @@ def test_weights_of_the_loss_move_with_it():
         (lambda: SingleSpikeLIFNode(leak=-0.1), r"leak must be in \[0, 1\], got -0.1"),
         (lambda: SingleSpikeLIFNode(v_threshold=0), "v_threshold must be > 0, got 0"),
         (lambda: SingleSpikeLIFNode(gamma=-1), "gamma must be > 0, got -1"),
-        (lambda: SingleSpikeLIFNode(per_channel=0), "per_channel must be a number of channels >= 1 or None, got 0"),
+        (lambda: SingleSpikeLIFNode(per_channel=0), "per_channel must be >= 1, got 0"),
         (lambda: SingleSpikeLIFNode(backend="cuda"), "backend must be one of .*got 'cuda'"),
         (lambda: SingleSpikeLIFNode(step_mode="x"), "step_mode"),
         (lambda: HybridEncoder(0), "T must be >= 1, got 0"),
         (lambda: HybridEncoder(T, analogue=False, temporal=False), "analogue and temporal must not both be False"),
         (lambda: HybridEncoder.for_normalized(T, 0.5, 0.0), "std must be > 0, got 0.0"),
+        (
+            lambda: HybridEncoder.for_normalized(T, (0.5, 0.5), (0.2, 0.2, 0.2)),
+            "mean and std must be numbers or one number per",
+        ),
         (lambda: HybridEncoder(T, (1.0, 0.0)), "intensity_range must have low <= high"),
         (lambda: HybridEncoder(T, "batch"), "intensity_range must be .*got 'batch'"),
         (lambda: SpikeTimeReadout(0.0), "v_threshold must be > 0, got 0.0"),

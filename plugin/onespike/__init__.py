@@ -1,4 +1,4 @@
-"""Single-spike, hybrid-encoded spiking neural networks as composable parts for SpikingJelly and snnTorch.
+"""Single-spike, hybrid-encoded spiking neural networks as composable parts for SpikingJelly.
 
 After Datta, Kundu and Beerel, "Training Energy-Efficient Deep Spiking Neural Networks with Single-Spike
 Hybrid Input Encoding" (2021).

@@ -3,6 +3,6 @@
 from onespike.conversion.calibrate import calibrate_thresholds
 from onespike.conversion.chain import ConversionError
 from onespike.conversion.convert import convert
-from onespike.conversion.network import SpikingNetwork
+from onespike.conversion.network import CorruptModelError, SpikingNetwork
 
-__all__ = ["ConversionError", "SpikingNetwork", "calibrate_thresholds", "convert"]
+__all__ = ["ConversionError", "CorruptModelError", "SpikingNetwork", "calibrate_thresholds", "convert"]

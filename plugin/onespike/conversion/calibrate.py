@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from onespike.conversion.chain import NEURON, ConversionError, Layer, read_chain
+from onespike.conversion.chain import NEURON, ConversionError, Layer, check_images, read_chain
 from onespike.functional import LIFState, single_spike_lif
-from onespike.functional.checks import check_finite, check_floating, check_T
+from onespike.functional.checks import check_T
 
 
 @torch.no_grad()
@@ -32,8 +32,8 @@ def calibrate_thresholds(
         ConversionError: the ANN cannot be converted, or a layer gets no positive input.
         TypeError, ValueError: an argument leaves its range.
     """
-    check_floating("images", images, 2, "[N, *]")
-    check_finite("images", images)
+    layers, weights = read_chain(ann)
+    check_images(layers, images)
     if not len(images):
         raise ValueError(f"images must hold at least one image, got shape {tuple(images.shape)}")
     if not 0 < percentile <= 100:
@@ -41,7 +41,6 @@ def calibrate_thresholds(
     check_T(timesteps, name="timesteps")
     check_T(batch_size, name="batch_size")
 
-    layers, weights = read_chain(ann)
     modules = build_modules(layers, weights)
     for module in modules.values():
         module.eval()

@@ -1,6 +1,6 @@
 """Read an ANN as the chain of layers that it is, and name what cannot be converted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from spikingjelly.activation_based import layer as sj_layer
 from torch import Tensor, fx, nn
+
+from onespike.functional.checks import check_finite, check_floating
 
 NEURON = "neuron"
 _CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
@@ -36,6 +38,7 @@ _FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {
     F.adaptive_avg_pool1d: nn.AdaptiveAvgPool1d,
     F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
     F.adaptive_avg_pool3d: nn.AdaptiveAvgPool3d,
+    "contiguous": nn.Identity,
     **dict.fromkeys((torch.relu, torch.relu_, "relu", "relu_"), nn.ReLU),
 }
 _REMEDIES = (
@@ -139,10 +142,11 @@ def _as_module(node: fx.Node, ann: nn.Module) -> nn.Module:
     """Return the module that a call in the graph stands for; a functional call is given the module of the same meaning."""
     if node.op == "call_module":
         return ann.get_submodule(str(node.target))
-    if node.target in ("view", "reshape"):
-        if len(node.args) == 3 and node.args[2] == -1:
+    if node.target in ("view", "reshape", torch.reshape):
+        first, *shape = node.args[1:] if len(node.args) == 3 else tuple(node.args[1])  # type: ignore[arg-type]
+        if isinstance(first, fx.Node) and _is_shape(first) and shape == [-1]:
             return nn.Flatten()
-        raise ConversionError(f"{_name(node)} ({node.target}) cannot be converted: only x.{node.target}(x.size(0), -1) can")
+        raise ConversionError(f"{_name(node)} cannot be converted: use torch.flatten(x, 1)")
     if node.target not in _FUNCTIONS:
         called = getattr(node.target, "__name__", str(node.target))
         raise ConversionError(f"{_name(node)} ({called}) cannot be converted: {_remedy(called)}")
@@ -181,3 +185,12 @@ def _check_order(layers: list[Layer]) -> None:
             raise ConversionError(f"{after.name} (ReLU) does not follow a Conv or Linear layer: remove it")
         if after.kind != NEURON and before is not None and before.kind != NEURON:
             raise ConversionError(f"{before.name} ({before.kind}) has no ReLU before {after.name}: add one or merge the two")
+
+
+def check_images(layers: Sequence[Layer], images: Tensor, name: str = "images") -> None:
+    """Raise unless `images` are finite floating-point numbers of the dimensions that the first layer takes."""
+    check_floating(name, images, 2, "[N, *]")
+    check_finite(name, images)
+    kind = layers[0].kind
+    if kind.startswith("Conv") and images.dim() != int(kind[4]) + 2:
+        raise ValueError(f"{name} must have {int(kind[4]) + 2} dimensions, [N, C, *], for {kind}, got {tuple(images.shape)}")

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from onespike.conversion.calibrate import build_modules, calibrate_thresholds
-from onespike.conversion.chain import NEURON, Layer, read_chain
+from onespike.conversion.chain import NEURON, Layer, check_images, read_chain
 from onespike.conversion.network import SpikingNetwork
-from onespike.functional.checks import check_floating, check_positive, check_T
+from onespike.functional.checks import check_positive, check_T
 from onespike.spikingjelly import HybridEncoder, SingleSpikeLIFNode, SpikeTimeReadout
 
 
@@ -55,11 +55,14 @@ def convert(
         TypeError, ValueError: an argument leaves its range.
     """
     check_T(T)
-    check_floating("images", images, 2, "[N, *]")
     check_positive("threshold_scale", threshold_scale)
     if dropout is not None and not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1) or None, got {dropout}")
+    check_T(batch_size, name="batch_size")
     layers, weights = read_chain(ann)
+    check_images(layers, images)
+    if not len(images):
+        raise ValueError(f"images must hold at least one image, got shape {tuple(images.shape)}")
     if thresholds is None:
         thresholds = calibrate_thresholds(ann, images, percentile=percentile, timesteps=timesteps, batch_size=batch_size)
     missing = [layer.name for layer in layers if layer.kind == NEURON and layer.name not in thresholds]

@@ -1,6 +1,5 @@
 """The converted network: encoder, spiking layers and readout, to be called, trained, saved and loaded."""
 
-from collections import OrderedDict
 from math import ceil
 from pathlib import Path
 from typing import Self
@@ -9,10 +8,14 @@ import torch
 from spikingjelly.activation_based import base
 from torch import Tensor, nn
 
-from onespike.conversion.chain import NEURON, Layer
+from onespike.conversion.chain import NEURON, Layer, check_images
 from onespike.functional import Readout
 from onespike.functional.checks import check_T
 from onespike.spikingjelly import SpikeTimeReadout, project_net
+
+
+class CorruptModelError(ValueError):
+    """A saved network is missing, truncated, altered or of an unknown format; the message names the file."""
 
 
 class SpikingNetwork(base.MemoryModule):
@@ -36,8 +39,7 @@ class SpikingNetwork(base.MemoryModule):
         self.step_mode = "m"
         self.layers = tuple(layers)
         self.encoder = encoder
-        keys = [layer.name.replace(".", "_") for layer in layers]
-        self.body = nn.Sequential(OrderedDict(zip(keys, modules, strict=True)))
+        self.body = nn.Sequential(*modules)
         self.readout = readout
 
     @property
@@ -56,13 +58,20 @@ class SpikingNetwork(base.MemoryModule):
 
     def single_step_forward(self, x: Tensor) -> Readout:
         """Present images [N, *] for one step and read out the steps since the reset."""
+        check_images(self.layers, x, "x")
         return self.readout(self.body(self.encoder(x)))
 
     def currents(self, x: Tensor) -> Tensor:
         """Present images [N, *] and return the output layer's currents W_L O^t, [T, N, K].
 
         Their cumulative sum over the steps is the potential at each of them.
+
+        Raises:
+            RuntimeError: the network is in step mode "s".
         """
+        if self.step_mode != "m":
+            raise RuntimeError('step_mode must be "m" to present whole sequences, got "s": call set_step_mode first')
+        check_images(self.layers, x, "x")
         self.reset()
         return self.body(self.encoder(x))
 
@@ -83,7 +92,8 @@ class SpikingNetwork(base.MemoryModule):
 
     def nodes(self) -> dict[str, nn.Module]:
         """Return the neurons by the path of the ReLU that each replaces, in forward order."""
-        return {layer.name: module for layer, module in zip(self.layers, self.body, strict=True) if layer.kind == NEURON}
+        neurons = [layer.name for layer in self.layers if layer.kind == NEURON]
+        return {name: module for name, module in self.named_layers().items() if name in neurons}
 
     @torch.no_grad()
     def calibrate_readout(self, images: Tensor, batch_size: int = 128) -> None:
@@ -91,7 +101,13 @@ class SpikingNetwork(base.MemoryModule):
 
         It is never set below the readout's beta: under a nearly silent network the resting potential would lie inside the
         surrogate's window.
+
+        Raises:
+            TypeError, ValueError: `images` are empty, not floating point or of the wrong number of dimensions.
         """
+        check_images(self.layers, images)
+        if not len(images):
+            raise ValueError(f"images must hold at least one image, got shape {tuple(images.shape)}")
         training = self.training
         self.eval()
         device = self.readout.v_threshold.device
@@ -109,7 +125,7 @@ class SpikingNetwork(base.MemoryModule):
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Read a network that `save` wrote, on the CPU; raises CorruptModelError where anything was damaged."""
+        """Read a network that `save` wrote, on the CPU and in eval mode; a CorruptModelError where anything was damaged."""
         from onespike.conversion.storage import load  # noqa: PLC0415
 
         return load(cls, Path(folder))

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from onespike.conversion.chain import ARGUMENTS, NEURON, Layer
+from onespike.conversion.network import CorruptModelError, SpikingNetwork
 from onespike.spikingjelly import DirectEncoder, HybridEncoder, SingleSpikeLIFNode, SpikeTimeReadout
 
 try:
@@ -21,7 +22,7 @@ try:
 except ImportError as error:
     raise ImportError('saving and loading networks needs safetensors: pip install "onespike[recipes]"') from error
 
-Network = TypeVar("Network", bound=nn.Module)
+Network = TypeVar("Network", bound=SpikingNetwork)
 
 FORMAT = 1
 FILE = "network.json"
@@ -29,11 +30,7 @@ NODE_SETTINGS = ("gamma", "single_spike", "grad_after_spike", "temporal_gradient
 READOUT_SETTINGS = ("beta", "time_gradient")
 
 
-class CorruptModelError(ValueError):
-    """A saved network is missing, truncated, altered or of an unknown format; the message names the file."""
-
-
-def save(network: Any, folder: Path) -> None:
+def save(network: SpikingNetwork, folder: Path) -> None:
     """Write `network` to `folder`, made if need be; an earlier network there stays whole until the new one is.
 
     Raises:
@@ -50,6 +47,7 @@ def save(network: Any, folder: Path) -> None:
             for layer, module in zip(network.layers, network.body, strict=True)
         ],
         "readout": describe_readout(network.readout),
+        "frozen": [name for name, parameter in network.named_parameters() if not parameter.requires_grad],
     }
     weights = safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()})
     weights_sum = hashlib.sha256(weights).hexdigest()
@@ -81,7 +79,18 @@ def load(network_class: type[Network], folder: Path) -> Network:
     if hashlib.sha256(weights).hexdigest() != document["weights_sha256"]:
         raise CorruptModelError(f"{path} does not have the SHA-256 that {FILE} records: the file was truncated or altered")
 
-    structure = document["structure"]
+    try:
+        network = build(network_class, document["structure"])
+        network.load_state_dict(safetensors.torch.load(weights), assign=True)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CorruptModelError(f"{folder / FILE} does not describe the network of {path.name}: {error!r}") from error
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name not in document["structure"]["frozen"])
+    return network.eval()
+
+
+def build(network_class: type[Network], structure: dict[str, Any]) -> Network:
+    """Make the network that a structure describes, with fresh weights."""
     layers: list[Layer] = []
     modules: list[nn.Module] = []
     for entry in structure["layers"]:
@@ -93,16 +102,15 @@ def load(network_class: type[Network], folder: Path) -> Network:
             layers.append(Layer(entry["name"], kind, {name: as_tuple(value) for name, value in arguments.items()}))
             modules.append(layers[-1].build())
         else:
-            raise CorruptModelError(f"{folder / FILE}: layer {entry['name']} is of the unknown kind {kind!r}")
-    network = network_class(build_encoder(structure["encoder"]), layers, modules, SpikeTimeReadout(**structure["readout"]))
-    network.load_state_dict(safetensors.torch.load(weights))
-    return network
+            raise TypeError(f"layer {entry['name']} is of the unknown kind {kind!r}")
+    return network_class(build_encoder(structure["encoder"]), layers, modules, SpikeTimeReadout(**structure["readout"]))
 
 
 def read_document(path: Path) -> dict[str, Any]:
     """Read and check the JSON document."""
+    content = read_bytes(path)
     try:
-        document = json.loads(read_bytes(path))
+        document = json.loads(content)
         known, whole = document["format"] == FORMAT, document["structure_sha256"] == digest(document["structure"])
         names = document["weights"], document["weights_sha256"]
     except (ValueError, KeyError, TypeError) as error:
@@ -147,16 +155,14 @@ def describe_node(node: nn.Module) -> dict[str, Any]:
     """Return the constructor arguments of a node; its parameters are among the weights."""
     if not isinstance(node, SingleSpikeLIFNode):
         raise TypeError(f"neurons must be SingleSpikeLIFNode to be saved, got {type(node).__name__}")
-    settings = {name: getattr(node, name) for name in NODE_SETTINGS}
-    return settings | {"learn_leak": node.leak.requires_grad, "learn_threshold": node.v_threshold.requires_grad}
+    return {name: getattr(node, name) for name in NODE_SETTINGS}
 
 
 def describe_readout(readout: nn.Module) -> dict[str, Any]:
     """Return the constructor arguments of a readout; its threshold is among the weights."""
     if not isinstance(readout, SpikeTimeReadout):
         raise TypeError(f"readout must be a SpikeTimeReadout to be saved, got {type(readout).__name__}")
-    settings = {name: getattr(readout, name) for name in READOUT_SETTINGS}
-    return settings | {"learn_threshold": readout.v_threshold.requires_grad}
+    return {name: getattr(readout, name) for name in READOUT_SETTINGS}
 
 
 def digest(structure: Any) -> str:

@@ -49,6 +49,7 @@ def check_within(name: str, value: Tensor, holds: bool, rule: str) -> None:
     """Raise a ValueError with the range of `value` unless `holds`, and name the projection as the remedy."""
     if holds:
         return
+    value = value.detach()
     seen = f"{float(value)}" if value.numel() == 1 else f"values from {float(value.min())} to {float(value.max())}"
     raise ValueError(f"{name} must be {rule}, got {seen} (a trained value: call project_() after each optimizer step)")
 

@@ -63,6 +63,7 @@ def hybrid_encode(x: Tensor, T: int, *, intensity_range: IntensityRange) -> Tens
     if T == 1:
         check_floating("x", x, 1, "[N, *]")
         check_finite("x", x)
+        parse_range(intensity_range)
         return x.unsqueeze(0)
     times = spike_times(x, T, intensity_range=intensity_range)
     steps = torch.arange(2, T + 1, device=x.device).view(-1, *[1] * x.dim())
@@ -81,8 +82,8 @@ def parse_range(
         low, high = (torch.as_tensor(bound, dtype=dtype, device=device) for bound in intensity_range)
     except (TypeError, ValueError) as error:
         raise ValueError(f"intensity_range must be a pair (low, high) of numbers, got {intensity_range!r}") from error
-    if can_look_at(low) and not (low <= high).all():
-        raise ValueError(f"intensity_range must have low <= high, got {intensity_range!r}")
+    if can_look_at(low) and not ((low <= high) & torch.isfinite(high - low)).all():
+        raise ValueError(f"intensity_range must have low <= high, both finite, got {intensity_range!r}")
     return low, high
 
 

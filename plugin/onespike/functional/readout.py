@@ -114,7 +114,7 @@ def hybrid_cross_entropy(
         label_smoothing: share of the target spread over all classes, in [0, 1].
 
     Returns:
-        0-d, or [N] for reduction "none".
+        0-d, or [N] for reduction "none". As in torch, the "mean" over an empty batch is NaN.
 
     Raises:
         TypeError: `target` is not int64.
@@ -122,8 +122,10 @@ def hybrid_cross_entropy(
     """
     potential, spike_time = readout
     classes = potential.shape[-1]
-    if target.dtype != torch.int64:
-        raise TypeError(f"target must hold class indices as int64, got {target.dtype}")
+    if spike_time.shape != potential.shape:
+        raise ValueError(f"readout must hold two [N, K], got {tuple(potential.shape)} and {tuple(spike_time.shape)}")
+    if not isinstance(target, Tensor) or target.dtype != torch.int64:
+        raise TypeError(f"target must hold class indices as int64, got {getattr(target, 'dtype', type(target).__name__)}")
     if target.shape != potential.shape[:1]:
         raise ValueError(f"target must be [N] with N = {potential.shape[0]}, got shape {tuple(target.shape)}")
     if can_look_at(target) and target.numel() and not ((target >= 0) & (target < classes)).all():

@@ -24,7 +24,9 @@ def forward(
     leak, v_threshold = leak.to(dtype), v_threshold.to(dtype)
     s_seq = torch.empty_like(x_seq)
     v_seq = torch.empty_like(x_seq, dtype=dtype) if return_v_seq else x_seq.new_empty(0, dtype=dtype)
-    fired = torch.zeros_like(x_seq[0], dtype=torch.bool) if fired is None else fired.clone()
+    given, fired = fired, torch.zeros_like(x_seq[0], dtype=torch.bool)
+    if given is not None:
+        fired.copy_(given)
     above = None if v is None else v > v_threshold
     for t, x in enumerate(x_seq):
         charged = v_seq[t] if return_v_seq else torch.empty_like(x, dtype=dtype)
@@ -95,7 +97,9 @@ def backward(
 
     grad_initial = v_seq.new_empty(0)
     if v is not None:
-        grad_initial = torch.zeros_like(v) if carried is None else carried.to(v.dtype)
+        grad_initial = torch.zeros_like(v)
+        if carried is not None:
+            grad_initial.copy_(carried)
     return grad_x_seq, grad_leak.to(leak.dtype), grad_threshold.to(v_threshold.dtype), grad_initial
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from onespike.metrics.macs import WEIGHTED, macs_of
+from onespike.spikingjelly import DirectEncoder
 
 POOLS = tuple(getattr(nn, f"{kind}AvgPool{d}d") for kind in ("", "Adaptive") for d in (1, 2, 3))
 
@@ -66,13 +67,15 @@ class SpikingActivity:
         print(activity.zeta, activity.mean)
 
     It works on a `SpikingNetwork` and on any feed-forward chain of SpikingJelly modules, in both step modes. Spikes are
-    counted before dropout and pooling. Images are recognised by their fresh state: reset the network between batches.
+    counted before dropout and pooling. A first-layer input is an analogue frame at the first step, wherever it is not binary,
+    and always after a `DirectEncoder`. Images are recognised by their fresh state: reset the network between batches.
 
     Args:
         network: the network to watch.
 
     Raises:
         ValueError: the network holds no spiking neuron.
+        TypeError: a Conv or Linear layer has no step mode, so that steps and images cannot be told apart.
         RuntimeError: it is run in training mode, where dropout would blur the count.
     """
 
@@ -83,8 +86,14 @@ class SpikingActivity:
         if not self._nodes:
             raise ValueError(f"network must hold spiking neurons, got {type(network).__name__} without any")
         self._weights = {name: module for name, module in named.items() if isinstance(module, WEIGHTED)}
+        for name, module in self._weights.items():
+            if not hasattr(module, "step_mode"):
+                kind = type(module).__name__
+                raise TypeError(f"{name} ({kind}) must be a layer with a step mode: use spikingjelly's layer.{kind}")
         self._pools = [module for module in named.values() if isinstance(module, POOLS)]
-        self._first = next(iter(self._nodes.values()))
+        self._first_node = next(iter(self._nodes.values()))
+        self._first_weights: str | None = None
+        self._direct = any(isinstance(module, DirectEncoder) for module in network.modules())
         self._path = _Path()
         self._counting = False
         self._hooks: list[Any] = []
@@ -139,7 +148,7 @@ class SpikingActivity:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
             layer = self.layers[name]
             layer.spikes = layer.spikes + output.sum(dtype=torch.float64)
-            layer.neurons = output[0, 0].numel() if module.step_mode == "m" else output[0].numel()
+            layer.neurons = prod(output.shape[2:] if module.step_mode == "m" else output.shape[1:])
             if self._path.weights is not None:
                 self.synapses[self._path.weights].target = name
             self._path.source, self._path.share = name, 1
@@ -156,7 +165,7 @@ class SpikingActivity:
                 return
             if module.training:
                 raise RuntimeError("SpikingActivity needs eval mode: call network.eval() first")
-            multi_step = getattr(module, "step_mode", "s") == "m"
+            multi_step = module.step_mode == "m"
             x_seq, y_seq = (inputs[0], output) if multi_step else (inputs[0].unsqueeze(0), output.unsqueeze(0))
             self._count(name, module, x_seq, y_seq)
 
@@ -165,18 +174,19 @@ class SpikingActivity:
     @torch.no_grad()
     def _count(self, name: str, module: nn.Module, x_seq: Tensor, y_seq: Tensor) -> None:
         synapses, path = self.synapses[name], self._path
-        first = next(iter(self.synapses)) == name
+        self._first_weights = first_weights = self._first_weights or name
+        first = name == first_weights
         if first:
             path.source, path.share = None, 1
-            if not isinstance(self._first.v, Tensor):  # a fresh state: new images
+            if not isinstance(self._first_node.v, Tensor):  # a fresh state: new images
                 self.images += x_seq.shape[1]
                 path.frame = None
         path.weights = name
-        synapses.source, synapses.inputs = path.source, x_seq[0, 0].numel() * path.share
-        synapses.macs = macs_of(module, y_seq[0, 0])
+        synapses.source, synapses.inputs = path.source, prod(x_seq.shape[2:]) * path.share
+        synapses.macs = macs_of(module, prod(y_seq.shape[2:]))
         for x in x_seq:
-            if first and self._is_analogue(x):
-                if path.frame is None or not torch.equal(x, path.frame):
+            if first and (path.frame is None or self._direct or not ((x == 0) | (x == 1)).all()):
+                if path.frame is None or not torch.equal(x, path.frame):  # shown again, its products are known
                     synapses.analogue_events = synapses.analogue_events + self._events(module, torch.ones_like(x) * x.any())
                 path.frame = x
             else:
@@ -184,13 +194,9 @@ class SpikingActivity:
                 synapses.spikes = synapses.spikes + spikes.sum(dtype=torch.float64)
                 synapses.events = synapses.events + self._events(module, spikes)
 
-    def _is_analogue(self, x: Tensor) -> bool:
-        """Whether a step of the first layer's input is a frame: the first step is, and so is whatever is not binary."""
-        return self._path.frame is None or not bool(((x == 0) | (x == 1)).all())
-
     def _events(self, module: nn.Module, counts: Tensor) -> Tensor:
         """Sum over the inputs of their spike count times their number of synapses, by a pass with all weights at 1."""
-        counts = counts.unsqueeze(0) if getattr(module, "step_mode", "s") == "m" else counts
+        counts = counts.unsqueeze(0) if module.step_mode == "m" else counts
         self._counting = True
         try:
             return functional_call(module, {"weight": torch.ones_like(module.weight)}, counts).sum(dtype=torch.float64)  # type: ignore[arg-type]

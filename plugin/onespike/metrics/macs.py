@@ -1,6 +1,8 @@
 """Multiply-accumulate operations of an ANN's layers (Table III)."""
 
+import copy
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,17 +13,12 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 WEIGHTED = (*CONVOLUTIONS, nn.Linear)
 
 
-def macs_of(module: nn.Module, output: Tensor) -> int:
-    """Count the MACs of one image (or step) in a Conv or Linear layer, borders counted as if they were inside.
+def macs_of(module: nn.Module, outputs: int) -> int:
+    """Count the MACs of a Conv or Linear layer that gives `outputs` values, borders counted as if they were inside.
 
     A convolution costs k * k * C_in / groups for each of its C_out * H_o * W_o outputs, a Linear layer f_i * f_o (Table III).
-
-    Args:
-        module: a Conv or Linear layer.
-        output: one image's output, [C_out, *] or [f_o].
     """
-    per_output = module.weight[0].numel()  # type: ignore[index]
-    return per_output * output.numel()
+    return module.weight[0].numel() * outputs  # type: ignore[index]
 
 
 @torch.no_grad()
@@ -29,8 +26,8 @@ def count_macs(ann: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
     """Count the multiply-accumulate operations of each Conv and Linear layer for one image.
 
     Args:
-        ann: the network; run once on an image of zeros, in eval mode.
-        input_shape: the shape of one image, such as (3, 32, 32); a leading batch dimension before a convolution is ignored.
+        ann: the network; a copy is run once on an image of zeros.
+        input_shape: the shape of one image without a batch dimension, such as (3, 32, 32).
 
     Returns:
         Path of the layer -> MACs, in forward order.
@@ -40,28 +37,21 @@ def count_macs(ann: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
     """
     for size in input_shape:
         check_positive("input_shape", size)
-    layers = {name: module for name, module in ann.named_modules() if isinstance(module, WEIGHTED)}
+    probe = copy.deepcopy(ann).eval()
+    layers = {name: module for name, module in probe.named_modules() if isinstance(module, WEIGHTED)}
     if not layers:
         raise ValueError(f"ann must hold a Conv or Linear layer, got {type(ann).__name__} without any")
     first = next(iter(layers.values()))
     shape = tuple(input_shape)
-    if isinstance(first, CONVOLUTIONS):
-        shape = shape[-first.weight.dim() + 1 :]
+    if isinstance(first, CONVOLUTIONS) and len(shape) == first.weight.dim():
+        shape = shape[1:]  # a batch dimension after all
 
     macs: dict[str, int] = {}
-
-    def count(name: str):
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
-            macs[name] = macs.get(name, 0) + macs_of(module, output[0])
-
-        return hook
-
-    hooks = [module.register_forward_hook(count(name)) for name, module in layers.items()]
-    training = ann.training
-    try:
-        ann.eval()(torch.zeros(1, *shape, device=first.weight.device, dtype=first.weight.dtype))
-    finally:
-        ann.train(training)
-        for hook in hooks:
-            hook.remove()
+    for name, module in layers.items():
+        module.register_forward_hook(partial(_count, macs, name))
+    probe(torch.zeros(1, *shape, device=first.weight.device, dtype=first.weight.dtype))
     return macs
+
+
+def _count(macs: dict[str, int], name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
+    macs[name] = macs.get(name, 0) + macs_of(module, output.numel())

@@ -73,8 +73,11 @@ class HybridEncoder(base.MemoryModule):
         centre, scale = torch.as_tensor(mean, dtype=torch.float32), torch.as_tensor(std, dtype=torch.float32)
         if not (scale > 0).all():
             raise ValueError(f"std must be > 0, got {std}")
-        shape = (-1, 1, 1) if centre.dim() else ()
-        bounds = ((0 - centre) / scale).view(shape), ((1 - centre) / scale).view(shape)
+        if centre.dim() > 1 or scale.dim() > 1 or (centre.dim() and scale.dim() and centre.shape != scale.shape):
+            raise ValueError(f"mean and std must be numbers or one number per channel, got {mean} and {std}")
+        low, high = (0 - centre) / scale, (1 - centre) / scale
+        shape = (-1, 1, 1) if low.dim() else ()
+        bounds = low.view(shape), high.view(shape)
         return cls(T, bounds, step_mode, analogue=analogue, temporal=temporal)
 
     @property

@@ -3,18 +3,18 @@
 from typing import Any
 
 import torch
-from spikingjelly.activation_based import base
 from torch import Tensor, nn
 
 from onespike.functional.backends import BACKENDS, check_backend
-from onespike.functional.checks import check_positive
+from onespike.functional.checks import check_positive, check_T
 from onespike.functional.lif import LIFState, lif_with_trace
 from onespike.kernels.reference import state_dtype
+from onespike.spikingjelly.memory import CopyableMemory
 
 MIN_THRESHOLD = 1e-3
 
 
-class SingleSpikeLIFNode(base.MemoryModule):
+class SingleSpikeLIFNode(CopyableMemory):
     """LIF node that fires at most once per sequence, with trainable leak and threshold (eqs. 6-8, 19-23).
 
     Equations:
@@ -73,8 +73,8 @@ class SingleSpikeLIFNode(base.MemoryModule):
             raise ValueError(f"leak must be in [0, 1], got {leak}")
         check_positive("v_threshold", v_threshold)
         check_positive("gamma", gamma)
-        if per_channel is not None and per_channel < 1:
-            raise ValueError(f"per_channel must be a number of channels >= 1 or None, got {per_channel}")
+        if per_channel is not None:
+            check_T(per_channel, name="per_channel")
         shape = () if per_channel is None else (per_channel,)
         self.leak = nn.Parameter(torch.full(shape, float(leak)), requires_grad=learn_leak)
         self.v_threshold = nn.Parameter(torch.full(shape, float(v_threshold)), requires_grad=learn_threshold)
@@ -179,15 +179,6 @@ class SingleSpikeLIFNode(base.MemoryModule):
     def __getattr__(self, name: str) -> Any:
         """Find plain attributes too: SpikingJelly 0.0.0.0.14's AttributeMonitor calls this method for `v_seq`."""
         return self.__dict__[name] if name in self.__dict__ else super().__getattr__(name)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copy and pickle the state without the graph that computed it: autograd's tensors refuse both."""
-        values = self.__dict__.copy()
-        values["_memories"] = {
-            name: value.detach() if isinstance(value, Tensor) else value for name, value in self._memories.items()
-        }
-        values["v_seq"] = None if self.v_seq is None else self.v_seq.detach()
-        return values
 
     def extra_repr(self) -> str:
         values = [

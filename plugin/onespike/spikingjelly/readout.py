@@ -3,16 +3,16 @@
 from typing import Any
 
 import torch
-from spikingjelly.activation_based import base
 from torch import Tensor, nn
 
 from onespike.functional import Readout, hybrid_cross_entropy, spike_time_readout
 from onespike.functional.checks import check_positive
 from onespike.functional.readout import TIME_GRADIENTS
+from onespike.spikingjelly.memory import CopyableMemory
 from onespike.spikingjelly.neuron import MIN_THRESHOLD
 
 
-class SpikeTimeReadout(base.MemoryModule):
+class SpikeTimeReadout(CopyableMemory):
     """Accumulate the last layer's currents and read potential and spike time (eqs. 9-10, 15-17).
 
     In step mode "m" it maps x_seq [T, N, K] to a `Readout`. In mode "s" each call takes one step's x [N, K] and

@@ -1,0 +1,21 @@
+"""What onespike's stateful modules add to SpikingJelly's base class."""
+
+from typing import Any
+
+from spikingjelly.activation_based import base
+from torch import Tensor
+
+
+class CopyableMemory(base.MemoryModule):
+    """A `MemoryModule` that can be copied and pickled in the middle of a sequence."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the graph that computed the state behind: autograd's tensors refuse to be copied."""
+        values = {name: detached(value) for name, value in self.__dict__.items()}
+        values["_memories"] = {name: detached(value) for name, value in self._memories.items()}
+        return values
+
+
+def detached(value: Any) -> Any:
+    """Detach a tensor; pass anything else through."""
+    return value.detach() if isinstance(value, Tensor) else value
