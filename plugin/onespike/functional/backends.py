@@ -1,9 +1,19 @@
 """Which implementation of the neuron runs where, and why one cannot."""
 
+import importlib.util
+import shutil
+
 import torch
 
 BACKENDS = ("torch", "inductor", "cupy", "triton")
 """The names of the implementations; "auto" stands for the fastest usable one of them."""
+
+FUSED_KERNELS = {"inductor": "onespike.kernels.inductor"}
+"""The modules of the fused backends. Each has `forward` and `backward`, which computes the membrane potentials again from x."""
+
+
+AUTO_COMPILES_FROM = 2**20
+"""Elements of x_seq, T x N x *, from which "auto" takes "inductor" on a CPU."""
 
 
 class BackendUnavailableError(RuntimeError):
@@ -24,6 +34,8 @@ def why_unavailable(backend: str, device: str | torch.device) -> list[str]:
     device = torch.device(device)
     if backend == "torch":
         return []
+    if backend == "inductor":
+        return inductor_obstacles(device)
     reasons = [f'backend "{backend}" is not built yet in this version of onespike: use "torch" or "auto"']
     if backend in ("cupy", "triton") and device.type != "cuda":
         reasons.append(f'backend "{backend}" runs on CUDA devices, got device "{device}"')
@@ -41,8 +53,13 @@ def check_backend(backend: str, names: tuple[str, ...] = ("auto", *BACKENDS)) ->
         raise ValueError(f"backend must be one of {', '.join(map(repr, names))}, got {backend!r}")
 
 
-def resolve_backend(backend: str, device_type: str) -> str:
+def resolve_backend(backend: str, device_type: str, elements: int = 0) -> str:
     """Turn "auto" into a name and refuse a named backend that cannot run: it never falls back.
+
+    Args:
+        backend: a name or "auto".
+        device_type: kind of device of the tensors, such as "cpu".
+        elements: number of elements of x_seq, which "auto" goes by.
 
     Raises:
         ValueError: `backend` is no known name.
@@ -50,8 +67,32 @@ def resolve_backend(backend: str, device_type: str) -> str:
     """
     check_backend(backend)
     if backend == "auto":
-        return "torch"
-    reasons = why_unavailable(backend, device_type)
+        worthwhile = device_type == "cpu" and elements >= AUTO_COMPILES_FROM
+        return "inductor" if worthwhile and not obstacles("inductor", device_type) else "torch"
+    reasons = obstacles(backend, device_type)
     if reasons:
         raise BackendUnavailableError(f'backend "{backend}" cannot run on "{device_type}": ' + "; ".join(reasons))
     return backend
+
+
+@torch.compiler.assume_constant_result
+def obstacles(backend: str, device_type: str) -> list[str]:
+    """Do the work of `why_unavailable`, as a constant of the trace: looking for compilers is not for torch.compile to follow."""
+    return why_unavailable(backend, device_type)
+
+
+def inductor_obstacles(device: torch.device) -> list[str]:
+    """List what torch.compile lacks to generate code for `device`."""
+    from torch._inductor import config  # noqa: PLC0415  importing it is slow, and most programs never need it
+
+    reasons = []
+    if device.type not in ("cpu", "cuda"):
+        reasons.append(f'backend "inductor" runs on CPU and CUDA devices, got device "{device}"')
+    if device.type == "cpu" and not any(name and shutil.which(name) for name in config.cpp.cxx):
+        reasons.append("torch.compile needs a C++ compiler: apt-get install g++ (or set the variable CXX to one)")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            reasons.append("torch finds no CUDA device")
+        if importlib.util.find_spec("triton") is None:
+            reasons.append("torch.compile needs Triton on CUDA devices: pip install triton")
+    return reasons
