@@ -12,7 +12,7 @@ FUSED_KERNELS = {"inductor": "onespike.kernels.inductor"}
 """The modules of the fused backends. Each has `forward` and `backward`, which computes the membrane potentials again from x."""
 
 
-AUTO_COMPILES_FROM = 2**20
+AUTO_COMPILES_FROM = 2**22
 """Elements of x_seq, T x N x *, from which "auto" takes "inductor" on a CPU."""
 
 
