@@ -62,7 +62,12 @@ class SnnTorch(base.MemoryModule):
         super().__init__()
         self.step_mode = "m"
         self.node = snntorch.Leaky(
-            leak, v_threshold, snntorch_surrogate.triangular(), learn_beta=True, learn_threshold=True, reset_mechanism="subtract"
+            leak,
+            v_threshold,
+            snntorch_surrogate.triangular(),
+            learn_beta=True,
+            learn_threshold=True,
+            reset_mechanism="subtract",
         )
 
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:

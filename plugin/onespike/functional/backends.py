@@ -13,7 +13,15 @@ FUSED_KERNELS = {"inductor": "onespike.kernels.inductor"}
 
 
 AUTO_COMPILES_FROM = 2**22
-"""Elements of x_seq, T x N x *, from which "auto" takes "inductor" on a CPU."""
+"""Elements of x_seq, T x N x *, from which "auto" takes "inductor" on a CPU.
+
+Measured on 2 cores at T = 5, forward and backward: the two are equally fast at 5 thousand elements; "inductor" saves some 3 ms at
+1 million, 12 ms at 4 million and 100 ms at 21 million. Compiling both functions costs 14 s the first time and 3 s in later
+processes, from inductor's cache on disk; all layers of a network share them. At 4 million elements a few hundred passes earn the
+time back, an epoch for example; a script of small layers never compiles. The rule looks at the shape alone, so that a run
+takes the same path again when it is resumed, recomputed under checkpointing, or repeated; ask for a backend by name to
+have it at any size. On CUDA "auto" stays with "torch" as far as "inductor" goes: that was not measured.
+"""
 
 
 class BackendUnavailableError(RuntimeError):
@@ -83,7 +91,7 @@ def obstacles(backend: str, device_type: str) -> list[str]:
 
 def inductor_obstacles(device: torch.device) -> list[str]:
     """List what torch.compile lacks to generate code for `device`."""
-    from torch._inductor import config  # noqa: PLC0415  importing it is slow, and most programs never need it
+    from torch._inductor import config  # noqa: PLC0415  (slow to import, and seldom needed)
 
     reasons = []
     if device.type not in ("cpu", "cuda"):

@@ -36,7 +36,7 @@ def forward(
         s, *state = run_compiled(forward_steps, x, *parameters, *state, single_spike, True)
         s_chunks.append(s)
     v_last, fired_last = (unflat(tensor, x_seq[0], order) for tensor in state)
-    return unflat(joined(s_chunks), x_seq, order), v_last, fired_last
+    return unflat(joined(s_chunks), x_seq, order), v_last, fired_last.view(torch.bool)
 
 
 def backward(
@@ -83,20 +83,27 @@ def backward(
 
 def charge(v: Tensor | None, x: Tensor, leak: Tensor, v_threshold: Tensor) -> Tensor:
     """Return U^t from U^{t-1} (None for U^0 = 0) and x^t."""
-    return x.clone() if v is None else (leak * v + x) - v_threshold * (v > v_threshold)
+    return x.clone() if v is None else (leak * v + x) - torch.where(v > v_threshold, v_threshold, 0.0)
 
 
 def forward_steps(
     x_seq: Tensor, leak: Tensor, v_threshold: Tensor, v: Tensor | None, fired: Tensor | None, single_spike: bool, emit: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Run the steps of x_seq [T, M]; s_seq is None unless `emit`."""
+    """Run the steps of x_seq [T, M]; s_seq is None unless `emit`.
+
+    `fired` is uint8, and whether a neuron still waits to fire is a 0 or 1 in the dtype of v: inductor's vectorised loops
+    store bools so slowly that this would double the time.
+    """
     s_steps = []
+    waiting = None if fired is None else 1 - fired.to(leak.dtype)
     for x in x_seq.unbind():
         v = charge(v, x.to(leak.dtype), leak, v_threshold)
         above = v > v_threshold
-        s_steps.append((above & ~fired if single_spike and fired is not None else above).to(x.dtype))
-        fired = above if fired is None else fired | above
-    return torch.stack(s_steps) if emit else None, v, fired
+        waiting = torch.ones_like(v) if waiting is None else waiting
+        s_steps.append((torch.where(above, waiting, 0.0) if single_spike else above).to(x.dtype))
+        waiting = torch.where(above, 0.0, waiting)
+    assert waiting is not None
+    return torch.stack(s_steps) if emit else None, v, (1 - waiting).to(torch.uint8)
 
 
 def backward_steps(
@@ -118,25 +125,26 @@ def backward_steps(
         The gradients of x_seq [T, M], of leak and v_threshold ([M], 0-d if `sums_inside`) and of v.
     """
     initial, steps = v, []
+    waiting = torch.ones_like(x_seq[0], dtype=leak.dtype) if fired is None else 1 - fired.to(leak.dtype)
     for x, grad_s in zip(x_seq.unbind(), grad_s_seq.unbind(), strict=True):
         before, v = v, charge(v, x.to(leak.dtype), leak, v_threshold)
-        steps.append((before, v, fired, grad_s.to(leak.dtype)))
-        fired = v > v_threshold if fired is None else fired | (v > v_threshold)
+        steps.append((before, v, waiting, grad_s.to(leak.dtype)))
+        waiting = torch.where(v > v_threshold, 0.0, waiting)
 
     grads = []
     grad_leak = grad_threshold = torch.zeros_like(x_seq[0], dtype=leak.dtype)
     carried = grad_v
-    for before, v, fired, grad_s in reversed(steps):
+    for before, v, waiting, grad_s in reversed(steps):
         through_spike = (1 - (v / v_threshold - 1).abs()).clamp_min(0) * gamma * grad_s
-        if fired is not None and not grad_after_spike:
-            through_spike = through_spike * ~fired
+        if not grad_after_spike:
+            through_spike = through_spike * waiting
         grad_threshold = grad_threshold - through_spike * v / v_threshold**2
         total = through_spike / v_threshold
         if carried is not None:
             total = total + carried
         if before is not None:
             grad_leak = grad_leak + total * before
-            grad_threshold = grad_threshold - total * (before > v_threshold)
+            grad_threshold = grad_threshold - torch.where(before > v_threshold, total, 0.0)
         carried = total * leak if temporal_gradient else None
         grads.append(total.to(x_seq.dtype))
 
@@ -249,11 +257,11 @@ def flat_parameters(leak: Tensor, v_threshold: Tensor, x_seq: Tensor, order: lis
 def flat_state(v: Tensor | None, fired: Tensor | None, x_seq: Tensor, order: list[int]) -> Sequence[Tensor | None]:
     """Return the state as [M]; no state stays None unless there are more chunks, which all shall run the same function."""
     if v is not None and fired is not None:
-        return flat(v, order), flat(fired, order)
+        return flat(v, order), flat(fired.view(torch.uint8), order)
     if x_seq.shape[0] <= MAX_UNROLLED:
         return None, None
     start = x_seq.new_zeros(x_seq[0].numel(), dtype=state_dtype(x_seq.dtype))
-    return start, torch.zeros_like(start, dtype=torch.bool)
+    return start, torch.zeros_like(start, dtype=torch.uint8)
 
 
 def sum_like(grad: Tensor, parameter: Tensor, x_seq: Tensor, order: list[int]) -> Tensor:
