@@ -15,12 +15,12 @@ FUSED_KERNELS = {"inductor": "onespike.kernels.inductor"}
 AUTO_COMPILES_FROM = 2**22
 """Elements of x_seq, T x N x *, from which "auto" takes "inductor" on a CPU.
 
-Measured on 2 cores at T = 5, forward and backward: the two are equally fast at 5 thousand elements; "inductor" saves some 3 ms at
-1 million, 12 ms at 4 million and 100 ms at 21 million. Compiling both functions costs 14 s the first time and 3 s in later
-processes, from inductor's cache on disk; all layers of a network share them. At 4 million elements a few hundred passes earn the
-time back, an epoch for example; a script of small layers never compiles. The rule looks at the shape alone, so that a run
-takes the same path again when it is resumed, recomputed under checkpointing, or repeated; ask for a backend by name to
-have it at any size. On CUDA "auto" stays with "torch" as far as "inductor" goes: that was not measured.
+Measured on 2 cores at T = 5, forward and backward: the two are equally fast at 5 thousand elements; "inductor" saves some
+3 ms at 1 million, 12 ms at 4 million and 100 ms at 21 million. Compiling both functions costs 14 s the first time and 3 s in
+later processes, from inductor's cache on disk; all layers of a network share them. At 4 million elements a few hundred
+passes earn the time back; a script of small layers never compiles. The rule looks at the shape alone, so that a run takes the
+same path again when it is resumed, recomputed under checkpointing, or repeated; ask for a backend by name to have it at
+any size. On CUDA "auto" does not take "inductor", which was not measured there.
 """
 
 
@@ -85,13 +85,13 @@ def resolve_backend(backend: str, device_type: str, elements: int = 0) -> str:
 
 @torch.compiler.assume_constant_result
 def obstacles(backend: str, device_type: str) -> list[str]:
-    """Do the work of `why_unavailable`, as a constant of the trace: looking for compilers is not for torch.compile to follow."""
+    """Do the work of `why_unavailable`, as a constant where torch.compile traces: it could not follow the search."""
     return why_unavailable(backend, device_type)
 
 
 def inductor_obstacles(device: torch.device) -> list[str]:
     """List what torch.compile lacks to generate code for `device`."""
-    from torch._inductor import config  # noqa: PLC0415  (slow to import, and seldom needed)
+    from torch._inductor import config  # noqa: PLC0415  (slow, seldom needed)
 
     reasons = []
     if device.type not in ("cpu", "cuda"):

@@ -21,7 +21,11 @@ from torch._inductor import config
 from onespike.kernels.reference import state_dtype
 
 MAX_UNROLLED = 20
-"""Steps in one compiled function. Their loop is unrolled, so compiling takes about 2 s for 5 steps and 8 s for 20."""
+"""Steps in one compiled function. Their loop is unrolled, so compiling takes about 2 s for 5 steps and 8 s for 20 (whose
+loop inductor cuts in two, at the price of one more pass over v)."""
+
+EXAMPLE_SIZE = 2**15
+"""The M of the example on which each function is compiled; any other runs the same code."""
 
 
 def forward(
@@ -57,8 +61,10 @@ def backward(
     height = torch.full((), gamma, dtype=state_dtype(x_seq.dtype), device=x_seq.device)
     x_chunks = chunks(flat(x_seq, order))
     grad_s_chunks = chunks(flat(torch.zeros_like(x_seq) if grad_s_seq is None else grad_s_seq, order))
-    # Inductor's loops on the CPU add up in a fixed order; on a GPU the sum over neurons is left to torch.
-    sums_inside = parameters[0].dim() == 0 and x_seq.device.type == "cpu"
+    # Loops on the CPU can add up over all neurons, in a fixed order, and so write less; elsewhere torch sums afterwards.
+    # For few neurons inductor would generate other sums, which are not worth a second compilation.
+    many = x_seq[0].numel() >= EXAMPLE_SIZE
+    sums_inside = parameters[0].dim() == 0 and x_seq.device.type == "cpu" and many
 
     states = [flat_state(v, fired, x_seq, order)]
     for x in x_chunks[:-1]:
@@ -171,13 +177,15 @@ class Kind(NamedTuple):
 
     def example(self) -> Tensor:
         """Make a tensor of this kind with a typical M."""
-        shape = () if self.steps is None else (*self.steps, 2**16)
+        shape = () if self.steps is None else (*self.steps, EXAMPLE_SIZE)
         return torch.ones(shape, dtype=self.dtype, device=self.device)
 
 
 def run_compiled(body: Callable, *arguments: Any) -> Any:
     """Call `body`, compiled for arguments of these kinds."""
-    # Dynamo guards on these modes, so without a fixed setting each would compile the same code again.
+    # Dynamo guards on whether a tensor requires grad or is a view, and on these modes: left as they come, each combination
+    # would compile the same code again. (`data`, unlike `detach`, is no view.)
+    arguments = tuple(argument.data if isinstance(argument, Tensor) else argument for argument in arguments)
     with torch.no_grad(), torch.autocast(arguments[0].device.type, enabled=False):
         return compiled(body, torch.get_num_threads(), *map(Kind.of, arguments))(*arguments)
 
@@ -229,7 +237,7 @@ def permuted(tensor: Tensor, order: list[int]) -> Tensor:
 def flat(tensor: Tensor, order: list[int]) -> Tensor:
     """Turn [N, *] into [M] or [T, N, *] into [T, M]; a copy only where memory is not dense in this order."""
     lead = tensor.shape[: tensor.dim() - len(order)]
-    return permuted(tensor.detach(), order).reshape(*lead, -1).contiguous()
+    return permuted(tensor, order).reshape(*lead, -1).contiguous()
 
 
 def logical(tensor: Tensor, like: Tensor, order: list[int]) -> Tensor:
@@ -248,7 +256,7 @@ def unflat(tensor: Tensor, like: Tensor, order: list[int]) -> Tensor:
 
 def flat_parameters(leak: Tensor, v_threshold: Tensor, x_seq: Tensor, order: list[int]) -> tuple[Tensor, Tensor]:
     """Return both parameters as 0-d tensors, or, unless both are one number, as [M]."""
-    both = (leak.detach().to(state_dtype(x_seq.dtype)), v_threshold.detach().to(state_dtype(x_seq.dtype)))
+    both = (leak.to(state_dtype(x_seq.dtype)), v_threshold.to(state_dtype(x_seq.dtype)))
     if leak.numel() == v_threshold.numel() == 1:
         return both[0].reshape(()), both[1].reshape(())
     return flat(both[0].expand(x_seq.shape[1:]), order), flat(both[1].expand(x_seq.shape[1:]), order)
