@@ -132,13 +132,11 @@ def train(
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, split: Split, rule: str = "potential") -> float:
-    """Return the accuracy of an ANN or a spiking network, in percent."""
+def accuracy(model: nn.Module, split: Split) -> float:
+    """Return the accuracy of an ANN, or of a spiking network by its potential, in percent."""
     x, y = split
-    model.eval()
-    outputs = [model(batch) for batch in x.split(60)]
-    labels = [output.argmax(1) if isinstance(output, Tensor) else predict(output, rule) for output in outputs]
-    return percent(torch.cat(labels) == y)
+    output = model.eval()(x)
+    return percent((output if isinstance(output, Tensor) else output.potential).argmax(1) == y)
 
 
 @torch.no_grad()
@@ -147,10 +145,11 @@ def evaluate(network: SpikingNetwork, test: Split) -> dict[str, Any]:
     x, y = test
     network.eval()
     with SpikingActivity(network) as activity:
-        potentials = torch.cat([network.currents(batch).cumsum(0) for batch in x.split(60)], 1)
+        x_seq = torch.cat([network.currents(batch) for batch in x.split(60)], 1)
+    readout = network.readout(x_seq)
     return {
-        "accuracy": {rule: accuracy(network, test, rule) for rule in RULES},
-        "accuracy_at_step": [percent(v.argmax(1) == y) for v in potentials],
+        "accuracy": {rule: percent(predict(readout, rule) == y) for rule in RULES},
+        "accuracy_at_step": [percent(v.argmax(1) == y) for v in x_seq.cumsum(0)],
         "spikes_per_neuron": activity.mean,
         "activity": activity.zeta,
         "energy": {t: {a: asdict(energy(activity, accounting=a, technology=t)) for a in ACCOUNTINGS} for t in TECHNOLOGIES},

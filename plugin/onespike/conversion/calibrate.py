@@ -54,7 +54,7 @@ def calibrate_thresholds(
             continue
         states: list[dict[str, LIFState]] = [{} for _ in batches]
         highest = -float("inf")
-        for _ in range(timesteps):
+        for _ in range(timesteps if thresholds else 1):  # before the first neuron every step is the same
             currents = [
                 _advance(batch, layers[:position], modules, thresholds, state)
                 for batch, state in zip(batches, states, strict=True)
@@ -63,7 +63,7 @@ def calibrate_thresholds(
         if highest <= 0:
             raise ConversionError(
                 f"{layer.name}: the {percentile} percentile of its input current is {highest:.4g}, not above 0: "
-                "the layer is silent on these images, retrain the ANN or raise the percentile"
+                "the layer is silent on these images: raise timesteps or the percentile, or train the ANN further"
             )
         thresholds[layer.name] = highest
     return thresholds

@@ -174,7 +174,7 @@ def _check_order(layers: list[Layer]) -> None:
     """Check that weighted layers and neurons alternate and that a weighted layer comes last."""
     pattern = [layer for layer in layers if layer.kind in (*WEIGHTED, NEURON)]
     if not pattern or pattern[-1].kind == NEURON or layers[-1] is not pattern[-1]:
-        end = f"{layers[-1].name} ({layers[-1].kind})" if layers else "nothing"
+        end = layers[-1].name + (" (ReLU)" if layers[-1].kind == NEURON else f" ({layers[-1].kind})") if layers else "nothing"
         raise ConversionError(f"the ANN must end in the Conv or Linear layer that gives the logits, it ends in {end}")
     for before, after in zip([None, *pattern], pattern, strict=False):
         if after.kind == NEURON and (before is None or before.kind == NEURON):

@@ -56,3 +56,10 @@ def check_within(name: str, value: Tensor, holds: bool, rule: str) -> None:
 def can_look_at(x: Tensor) -> bool:
     """Whether reading values of `x` is free of a device synchronisation and of a graph break."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def broadcasts(value: Tensor, to: Tensor) -> bool:
+    """Whether `value` broadcasts to the shape of `to` without enlarging it."""
+    return value.dim() <= to.dim() and all(
+        size in (1, wanted) for size, wanted in zip(reversed(value.shape), reversed(to.shape), strict=False)
+    )

@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
-from onespike.functional.checks import can_look_at, check_finite, check_floating, check_T
+from onespike.functional.checks import broadcasts, can_look_at, check_finite, check_floating, check_T
 
 IntensityRange = str | tuple[float | Tensor, float | Tensor]
+FIRST_OWN_DIM = {"image": 1, "image_channel": 2}
+"""The first dimension that lies within what has a range of its own."""
 
 
 def spike_times(x: Tensor, T: int, *, intensity_range: IntensityRange) -> Tensor:
@@ -67,34 +69,37 @@ def hybrid_encode(x: Tensor, T: int, *, intensity_range: IntensityRange) -> Tens
     return torch.cat([x.unsqueeze(0), (times == steps).to(x.dtype)])
 
 
-def range_of(x: Tensor, intensity_range: IntensityRange) -> tuple[Tensor, Tensor]:
-    """Return Imin and Imax as tensors broadcastable to x; raise a ValueError that names what is wrong."""
+def parse_range(
+    intensity_range: IntensityRange, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+) -> str | tuple[Tensor, Tensor]:
+    """Return the name of a range, or (Imin, Imax) as tensors; raise a ValueError that names what is wrong."""
     if isinstance(intensity_range, str):
-        first = {"image": 1, "image_channel": 2}.get(intensity_range)
-        if first is None:
+        if intensity_range not in FIRST_OWN_DIM:
             raise ValueError(f'intensity_range must be (low, high), "image" or "image_channel", got {intensity_range!r}')
-        check_floating("x", x, first + 1, f'for intensity_range="{intensity_range}"')
-        if x.numel() == 0:
-            return x.new_zeros(()), x.new_ones(())
-        dims = tuple(range(first, x.dim()))
-        return x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
+        return intensity_range
     try:
-        low, high = (torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in intensity_range)
+        low, high = (torch.as_tensor(bound, dtype=dtype, device=device) for bound in intensity_range)
     except (TypeError, ValueError) as error:
         raise ValueError(f"intensity_range must be a pair (low, high) of numbers, got {intensity_range!r}") from error
-    for name, bound in (("low", low), ("high", high)):
-        if not _broadcasts(bound, x):
-            raise ValueError(
-                f"intensity_range: {name} must be broadcastable to x, {tuple(x.shape)}, got shape {tuple(bound.shape)}"
-                " (per channel: [C, 1, 1])"
-            )
     if can_look_at(low) and not (low <= high).all():
         raise ValueError(f"intensity_range must have low <= high, got {intensity_range!r}")
     return low, high
 
 
-def _broadcasts(bound: Tensor, x: Tensor) -> bool:
-    try:
-        return torch.broadcast_shapes(bound.shape, x.shape) == x.shape
-    except RuntimeError:
-        return False
+def range_of(x: Tensor, intensity_range: IntensityRange) -> tuple[Tensor, Tensor]:
+    """Return Imin and Imax as tensors broadcastable to x."""
+    parsed = parse_range(intensity_range, x.dtype, x.device)
+    if isinstance(parsed, str):
+        first = FIRST_OWN_DIM[parsed]
+        check_floating("x", x, first + 1, f'for intensity_range="{parsed}"')
+        if x.numel() == 0:
+            return x.new_zeros(()), x.new_ones(())
+        dims = tuple(range(first, x.dim()))
+        return x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
+    for name, bound in zip(("low", "high"), parsed, strict=True):
+        if not broadcasts(bound, x):
+            raise ValueError(
+                f"intensity_range: {name} must be broadcastable to x, {tuple(x.shape)}, got shape {tuple(bound.shape)}"
+                " (per channel: [C, 1, 1])"
+            )
+    return parsed

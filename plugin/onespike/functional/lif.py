@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from onespike.functional.backends import FUSED_KERNELS, resolve_backend
-from onespike.functional.checks import check_floating, check_leak, check_positive, check_threshold
+from onespike.functional.checks import broadcasts, check_floating, check_leak, check_positive, check_threshold
 from onespike.kernels import eager
 from onespike.kernels.reference import state_dtype
 
@@ -141,12 +141,9 @@ def as_parameter(name: str, value: Tensor | float, x_seq: Tensor) -> Tensor:
         return torch.as_tensor(value, dtype=state_dtype(x_seq.dtype), device=x_seq.device)
     if value.device != x_seq.device:
         raise ValueError(f"{name} must be on the device of x_seq, {x_seq.device}, got {value.device}")
-    step = x_seq.shape[1:]
-    fits = value.dim() <= len(step) and all(
-        size in (1, wanted) for size, wanted in zip(reversed(value.shape), reversed(step), strict=False)
-    )
-    if not fits:
-        raise ValueError(f"{name} must be 0-d or broadcastable to [N, *] = {tuple(step)}, got shape {tuple(value.shape)}")
+    step = x_seq[0]
+    if not broadcasts(value, step):
+        raise ValueError(f"{name} must be 0-d or broadcastable to [N, *] = {tuple(step.shape)}, got {tuple(value.shape)}")
     return value
 
 

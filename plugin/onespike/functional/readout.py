@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onespike.functional.checks import can_look_at, check_floating, check_positive, check_threshold
+from onespike.functional.checks import broadcasts, can_look_at, check_floating, check_positive, check_threshold
 from onespike.kernels.reference import state_dtype
 
 TIME_GRADIENTS = ("threshold", "full", "off", "eq17")
@@ -62,6 +62,8 @@ def spike_time_readout(
         raise ValueError(f"time_gradient must be one of {TIME_GRADIENTS}, got {time_gradient!r}")
     threshold = torch.as_tensor(v_threshold, device=x_seq.device).to(state_dtype(x_seq.dtype))
     check_threshold("v_threshold", threshold)
+    if not broadcasts(threshold, x_seq[0]):
+        raise ValueError(f"v_threshold must be 0-d or broadcastable to [N, K], got shape {tuple(threshold.shape)}")
 
     v_seq = x_seq.to(threshold.dtype).cumsum(0)
     highest = v_seq.cummax(0).values[:-1]  # its gradient goes to the latest step that set the maximum

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from onespike.functional import hybrid_encode
 from onespike.functional.checks import check_T
-from onespike.functional.encoding import IntensityRange
+from onespike.functional.encoding import IntensityRange, parse_range
 
 
 class HybridEncoder(base.MemoryModule):
@@ -52,10 +52,11 @@ class HybridEncoder(base.MemoryModule):
         self.analogue = analogue
         self.temporal = temporal
         self.register_memory("t", 0)
-        self.own_range: str | None = intensity_range if isinstance(intensity_range, str) else None
-        low, high = (0.0, 1.0) if isinstance(intensity_range, str) else intensity_range
-        self.register_buffer("low", torch.as_tensor(low, dtype=torch.float32), persistent=False)
-        self.register_buffer("high", torch.as_tensor(high, dtype=torch.float32), persistent=False)
+        parsed = parse_range(intensity_range)
+        self.own_range = parsed if isinstance(parsed, str) else None
+        low, high = (torch.zeros(()), torch.ones(())) if isinstance(parsed, str) else parsed
+        self.register_buffer("low", low, persistent=False)
+        self.register_buffer("high", high, persistent=False)
 
     @classmethod
     def for_normalized(

@@ -176,6 +176,10 @@ class SingleSpikeLIFNode(base.MemoryModule):
             return_v_seq=return_v_seq,
         )
 
+    def __getattr__(self, name: str) -> Any:
+        """Find plain attributes too: SpikingJelly 0.0.0.0.14's AttributeMonitor calls this method for `v_seq`."""
+        return self.__dict__[name] if name in self.__dict__ else super().__getattr__(name)
+
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle the state without the graph that computed it: autograd's tensors refuse both."""
         values = self.__dict__.copy()

@@ -1,0 +1,481 @@
+"""ANN to spiking network: thresholds, accuracy, structure, what is refused, saving and loading."""
+
+import json
+from functools import partial
+from math import ceil
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from spikingjelly.activation_based import functional
+from torch import nn
+
+from onespike.conversion import ConversionError, SpikingNetwork, calibrate_thresholds, convert, storage
+from onespike.conversion.calibrate import nearest_percentile
+from onespike.conversion.storage import CorruptModelError
+from onespike.functional import hybrid_encode, predict
+from onespike.models import vgg
+from onespike.spikingjelly import DirectEncoder, HybridEncoder, SingleSpikeLIFNode
+
+multi_spike = partial(SingleSpikeLIFNode, single_spike=False)
+
+
+def sequential():
+    return nn.Sequential(
+        nn.Conv2d(1, 12, 3, padding=1, bias=False),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(12, 24, 3, padding=1, bias=False),
+        nn.ReLU(),
+        nn.Dropout(0.1),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(96, 48, bias=False),
+        nn.ReLU(),
+        nn.Linear(48, 10, bias=False),
+    )
+
+
+class Written(nn.Module):
+    """The same network in the way people write one: shared activation, functional pooling, dropout and flatten."""
+
+    def __init__(self, flatten):
+        super().__init__()
+        self.features = nn.ModuleDict({"first": nn.Conv2d(1, 12, 3, padding=1, bias=False)})
+        self.second = nn.Conv2d(12, 24, 3, padding=1, bias=False)
+        self.hidden = nn.Linear(96, 48, bias=False)
+        self.head = nn.Linear(48, 10, bias=False)
+        self.act = nn.ReLU()
+        self.flatten = flatten
+
+    def forward(self, x):
+        x = F.avg_pool2d(self.act(self.features["first"](x)), 2)
+        x = F.dropout(F.relu(self.second(x), inplace=True), 0.1, self.training)
+        x = self.flatten(F.adaptive_avg_pool2d(x, (2, 2)))
+        return self.head(self.act(self.hidden(x)))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    images, labels = load_digits(return_X_y=True)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    x = torch.tensor(images, dtype=torch.float32)[order].view(-1, 1, 8, 8) / 16
+    return (x - x.mean()) / x.std(), torch.tensor(labels, dtype=torch.int64)[order]
+
+
+@pytest.fixture(scope="module")
+def ann(digits):
+    """A trained ANN: thresholds and conversion mean little on random weights."""
+    torch.manual_seed(0)
+    x, y = digits[0][:1400], digits[1][:1400]
+    model = sequential()
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(8):
+        for batch in torch.randperm(len(x)).split(32):
+            loss = F.cross_entropy(model(x[batch]), y[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def thresholds(ann, digits):
+    return calibrate_thresholds(ann, digits[0][:256], timesteps=60)
+
+
+def accuracy(outputs, labels):
+    return 100 * (outputs == labels).double().mean().item()
+
+
+def test_the_plain_conversion_is_within_a_point_of_its_ann(ann, digits, thresholds):
+    x, y = digits[0][1400:], digits[1][1400:]
+    network = convert(
+        ann, digits[0][:64], threshold_scale=1, thresholds=thresholds, encoder=DirectEncoder(200), neuron=multi_spike
+    )
+    with torch.no_grad():
+        found = accuracy(torch.cat([predict(network(batch)) for batch in x.split(50)]), y)
+        expected = accuracy(ann(x).argmax(1), y)
+    assert expected > 90
+    assert abs(found - expected) <= 1
+
+
+def test_thresholds_are_percentiles_of_the_input_current(ann, digits, thresholds):
+    images = digits[0][:256]
+    assert list(thresholds) == ["1", "4", "9"]
+    with torch.no_grad():
+        first = ann[0](images).numpy()
+    assert thresholds["1"] == np.percentile(first, 99.7, method="nearest")
+    # The second layer, by hand: integrate-and-fire neurons of the first, percentiles step by step, their maximum.
+    v = torch.zeros(256, 12, 8, 8)
+    highest = -np.inf
+    for _ in range(60):
+        v = v + torch.from_numpy(first) - thresholds["1"] * (v > thresholds["1"])
+        with torch.no_grad():
+            current = ann[3](ann[2]((v > thresholds["1"]).float()))
+        highest = max(highest, np.percentile(current.numpy(), 99.7, method="nearest"))
+    assert thresholds["4"] == pytest.approx(highest, rel=1e-6)
+
+
+def test_thresholds_do_not_depend_on_the_batch_size(ann, digits, thresholds):
+    images = digits[0][:64]
+    whole = calibrate_thresholds(ann, images, timesteps=10)
+    assert calibrate_thresholds(ann, images, timesteps=10, batch_size=7) == pytest.approx(whole, rel=1e-6)
+    assert calibrate_thresholds(ann, images, percentile=90.0, timesteps=10)["9"] < whole["9"]
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 1000, 4097])
+@pytest.mark.parametrize("q", [0.1, 37.5, 50.0, 99.7, 100.0])
+def test_percentile_equals_numpys(n, q):
+    values = torch.randn(n, generator=torch.Generator().manual_seed(n))
+    assert nearest_percentile(values, q) == np.percentile(values.numpy(), q, method="nearest")
+
+
+def test_conversion_scales_thresholds_copies_weights_and_leaves_the_ann(ann, digits, thresholds):
+    before = {name: value.clone() for name, value in ann.state_dict().items()}
+    network = convert(ann, digits[0][:64], T=4, threshold_scale=0.3, leak=0.9, thresholds=thresholds)
+    nodes = network.nodes()
+    assert list(nodes) == list(thresholds)
+    for name, node in nodes.items():
+        assert node.v_threshold.item() == pytest.approx(0.3 * thresholds[name])
+        assert node.leak.item() == pytest.approx(0.9)
+    weights = [p for name, p in network.named_parameters() if name.endswith("weight")]
+    for copy, original in zip(weights, ann.parameters(), strict=True):
+        assert torch.equal(copy, original)
+        assert copy.data_ptr() != original.data_ptr()
+    with torch.no_grad():
+        for weight in weights:
+            weight.zero_()
+    assert all(torch.equal(value, before[name]) for name, value in ann.state_dict().items())
+    assert network.training is False
+    ann.train()
+    assert convert(ann, digits[0][:64], thresholds=thresholds).training is True
+    ann.eval()
+
+
+def test_the_output_threshold_is_the_median_half_way(ann, digits, thresholds):
+    images = digits[0][:100]
+    network = convert(ann, images, T=5, thresholds=thresholds, batch_size=17)
+    with torch.no_grad():
+        v_seq = network.currents(images).cumsum(0)
+    expected = v_seq[: ceil(5 / 2)].amax(0).median()
+    assert network.readout.v_threshold.item() == pytest.approx(max(expected.item(), network.readout.beta))
+    silent = convert(ann, images, thresholds=dict.fromkeys(thresholds, 1e6))
+    assert silent.readout.v_threshold.item() == pytest.approx(silent.readout.beta)
+
+
+@pytest.mark.parametrize(
+    "flatten",
+    [
+        lambda x: torch.flatten(x, 1),
+        lambda x: x.flatten(1),
+        lambda x: x.flatten(start_dim=1),
+        lambda x: x.view(x.size(0), -1),
+        lambda x: x.reshape(x.shape[0], -1),
+    ],
+    ids=["torch.flatten", "flatten", "start_dim", "view", "reshape"],
+)
+def test_an_ann_written_as_a_class_converts_as_well(ann, digits, thresholds, flatten):
+    written = Written(flatten).eval()
+    written.load_state_dict(dict(zip(written.state_dict(), ann.state_dict().values(), strict=True)))
+    x = digits[0][:40]
+    torch.testing.assert_close(written(x), ann(x))
+    expected = convert(ann, x, timesteps=8)
+    found = convert(written, x, timesteps=8)
+    assert list(found.nodes()) == ["act", "relu", "act_1"]
+    assert torch.equal(found(x).potential, expected(x).potential)
+    assert "features.first" in found.named_layers()
+
+
+def test_the_network_is_its_parts(ann, digits, thresholds):
+    x = digits[0][:20]
+    network = convert(ann, digits[0][:64], thresholds=thresholds)
+    readout = network(x)
+    low, high = digits[0][:64].min(), digits[0][:64].max()
+    assert torch.equal(network.encoder(x), hybrid_encode(x, 5, intensity_range=(low, high)))
+    network.reset()
+    by_parts = network.readout(network.body(network.encoder(x)))
+    assert torch.equal(readout.potential, by_parts.potential)
+    assert torch.equal(network.currents(x).cumsum(0)[-1], readout.potential)
+    assert torch.equal(network(x).potential, readout.potential), "a second call starts from a clean state"
+    network.T = 9
+    assert network.T == network.currents(x).shape[0] == 9
+
+
+def test_the_network_steps(ann, digits, thresholds):
+    x = digits[0][:20]
+    network = convert(ann, digits[0][:64], thresholds=thresholds)
+    expected = network(x)
+    functional.reset_net(network)
+    functional.set_step_mode(network, "s")
+    for _ in range(network.T):
+        found = network(x)
+    assert torch.equal(found.potential, expected.potential)
+    assert torch.equal(found.spike_time, expected.spike_time)
+
+
+def test_dropout_is_one_mask_for_all_steps(ann, digits, thresholds):
+    network = convert(ann, digits[0][:64], thresholds=thresholds, encoder=DirectEncoder(4), dropout=0.5, neuron=multi_spike)
+    assert network.named_layers()["5"].p == 0.5
+    seen = []
+    network.named_layers()["5"].register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    network.train()(digits[0][:20])
+    spikes, dropped = seen[0]
+    kept = (dropped != 0).any(0)
+    assert torch.equal(dropped, spikes * kept * 2)
+    assert 0.1 < kept[spikes.any(0)].float().mean() < 0.9
+    network(digits[0][:20])
+    assert not torch.equal((seen[1][1] != 0).any(0), kept), "each call draws a new mask"
+
+
+def test_the_default_encoder_takes_each_channels_range():
+    images = torch.rand(30, 3, 8, 8) * torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1) - 1
+    ann = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2, bias=False))
+    network = convert(ann, images, timesteps=3)
+    low, high = network.encoder.intensity_range
+    assert torch.equal(low.flatten(), images.amin((0, 2, 3)))
+    assert torch.equal(high.flatten(), images.amax((0, 2, 3)))
+
+
+def test_a_converted_network_compiles_and_trains(ann, digits, thresholds):
+    network = convert(ann, digits[0][:64], thresholds=thresholds).train()
+    x, y = digits[0][:30], digits[1][:30]
+    eager = network.eval()(x)
+    compiled = torch.compile(network, fullgraph=True)(x)
+    torch.testing.assert_close(compiled.potential, eager.potential)
+    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
+    losses = []
+    for _ in range(60):
+        loss = F.cross_entropy(network(x).potential, y)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        network.project_()
+    assert losses[-1] < 0.8 * losses[0]
+    assert all(0 <= node.leak <= 1 for node in network.nodes().values())
+
+
+def conv(bias=False):
+    return nn.Conv2d(3, 4, 3, bias=bias)
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.Linear(3, 2, bias=False)
+
+    def forward(self, x):
+        return self.head((x + F.relu(self.conv(x))).flatten(1))
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = conv()
+
+    def forward(self, x):
+        return self.conv(x) if x.sum() > 0 else x
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.Linear(192, 2, bias=False)
+
+    def forward(self, x):
+        return self.head(F.relu(self.conv(F.relu(self.conv(x)))).flatten(1))
+
+
+TAIL = (nn.ReLU(), nn.Flatten(), nn.Linear(144, 2, bias=False))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Sequential(conv(bias=True), *TAIL), r"0 \(Conv2d\) has a bias: train the ANN with bias=False"),
+        (nn.Sequential(nn.Sequential(conv(bias=True)), *TAIL), r"0\.0 \(Conv2d\) has a bias"),
+        (nn.Sequential(conv(), nn.BatchNorm2d(4), *TAIL), r"1 \(BatchNorm2d\) cannot be converted: .*without batch norm"),
+        (nn.Sequential(conv(), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()), r"2 \(MaxPool2d\) .*: use average pooling"),
+        (nn.Sequential(conv(), nn.GELU(), nn.Flatten()), r"1 \(GELU\) cannot be converted: use ReLU"),
+        (nn.Sequential(conv(), *TAIL, nn.Softmax(1)), r"4 \(Softmax\) .*: remove it"),
+        (nn.Sequential(conv(), nn.Upsample(2), *TAIL), r"1 \(Upsample\) .*: only Conv, Linear, ReLU"),
+        (nn.Sequential(conv(), *TAIL, nn.ReLU()), r"must end in the Conv or Linear layer .* ends in 4 \(ReLU\)"),
+        (nn.Sequential(conv(), nn.Flatten(), TAIL[-1]), r"0 \(Conv2d\) has no ReLU before 2"),
+        (nn.Sequential(nn.ReLU(), conv(), *TAIL), r"0 \(ReLU\) does not follow a Conv or Linear layer"),
+        (nn.Sequential(nn.Flatten(0), nn.Linear(4, 2, bias=False)), r"0 \(Flatten\) flattens the batch"),
+        (Residual(), "add.* is not one link of a chain"),
+        (Branching(), r"Branching cannot be traced by torch\.fx"),
+        (Twice(), r"conv_1 \(Conv2d\) is used twice"),
+    ],
+)
+def test_what_cannot_be_converted_is_named_with_the_remedy(model, message):
+    for call in (convert, calibrate_thresholds):
+        with pytest.raises(ConversionError, match=message):
+            call(model, torch.rand(4, 3, 8, 8))
+
+
+def test_a_silent_layer_is_named():
+    model = nn.Sequential(conv(), *TAIL)
+    with torch.no_grad():
+        model[0].weight.abs_().neg_()
+    with pytest.raises(ConversionError, match=r"1: the 99.7 percentile of its input current is .* not above 0"):
+        calibrate_thresholds(model, torch.rand(4, 3, 8, 8), timesteps=2)
+
+
+IMAGES = torch.rand(4, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "error", "message"),
+    [
+        ({"T": 0}, ValueError, "T must be >= 1, got 0"),
+        ({"T": 2.5}, TypeError, "T must be an int, got 2.5"),
+        ({"threshold_scale": 0}, ValueError, "threshold_scale must be > 0, got 0"),
+        ({"leak": 1.1}, ValueError, r"leak must be in \[0, 1\], got 1.1"),
+        ({"percentile": 0}, ValueError, r"percentile must be in \(0, 100\], got 0"),
+        ({"percentile": 101}, ValueError, r"percentile must be in \(0, 100\], got 101"),
+        ({"timesteps": 0}, ValueError, "timesteps must be >= 1, got 0"),
+        ({"batch_size": 0}, ValueError, "batch_size must be >= 1, got 0"),
+        ({"dropout": 1.0}, ValueError, r"dropout must be in \[0, 1\) or None, got 1.0"),
+        ({"thresholds": {"1": 1.0}}, ValueError, "thresholds must name every ReLU of the ANN, 4, 9 missing"),
+        ({"images": IMAGES[:0]}, ValueError, "images must hold at least one image"),
+        ({"images": IMAGES.byte()}, TypeError, "images must be a floating-point tensor, got torch.uint8"),
+        ({"images": IMAGES * float("nan")}, ValueError, "images must be finite, got 256 NaN or Inf values"),
+    ],
+)
+def test_bad_input_is_named(ann, keywords, error, message):
+    arguments = {"images": IMAGES, "timesteps": 2, **keywords}
+    with pytest.raises(error, match=message):
+        convert(ann, arguments.pop("images"), **arguments)
+
+
+@pytest.fixture
+def network(ann, digits, thresholds):
+    return convert(ann, digits[0][:64], thresholds=thresholds, leak=0.95)
+
+
+def test_saved_and_loaded_networks_are_equal(network, digits, tmp_path):
+    network.readout.beta, network.readout.time_gradient = 0.7, "full"
+    network.encoder.temporal = False
+    network.nodes()["4"].gamma = 0.4
+    network.nodes()["4"].leak.requires_grad_(False)
+    network.save(tmp_path / "new" / "folder")
+    loaded = SpikingNetwork.load(tmp_path / "new" / "folder").eval()
+    x = digits[0][:20]
+    for a, b in zip(loaded(x), network(x), strict=True):
+        assert torch.equal(a, b)
+    assert repr(loaded.eval()) == repr(network.eval())
+    assert loaded.nodes()["4"].gamma == 0.4
+    assert not loaded.nodes()["4"].leak.requires_grad
+    assert (loaded.readout.beta, loaded.readout.time_gradient) == (0.7, "full")
+    assert loaded.encoder.temporal is False
+
+
+@pytest.mark.parametrize(
+    "encoder", [DirectEncoder(6), HybridEncoder(3, "image"), HybridEncoder.for_normalized(4, [0.5], [0.2])]
+)
+def test_every_encoder_can_be_saved(ann, digits, thresholds, encoder, tmp_path):
+    network = convert(ann, digits[0][:20], thresholds=thresholds, encoder=encoder)
+    network.save(tmp_path)
+    loaded = SpikingNetwork.load(tmp_path).eval()
+    assert torch.equal(loaded(digits[0][:5]).potential, network(digits[0][:5]).potential)
+    assert loaded.T == encoder.T
+
+
+def test_a_second_save_replaces_the_first_and_leaves_other_files(network, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    network.save(tmp_path)
+    first = {path.name for path in tmp_path.iterdir()}
+    with torch.no_grad():
+        network.readout.v_threshold.fill_(3.0)
+    network.save(tmp_path)
+    assert len(list(tmp_path.iterdir())) == len(first) == 3
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert SpikingNetwork.load(tmp_path).readout.v_threshold == 3.0
+
+
+def test_a_save_that_breaks_off_leaves_the_old_network(network, tmp_path, monkeypatch):
+    network.save(tmp_path)
+    old = network.readout.v_threshold.item()
+    with torch.no_grad():
+        network.readout.v_threshold.fill_(3.0)
+    write = storage.write_atomically
+
+    def break_off(path, content):
+        if path.name == storage.FILE:
+            raise OSError("no space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(storage, "write_atomically", break_off)
+    with pytest.raises(OSError, match="no space"):
+        network.save(tmp_path)
+    assert SpikingNetwork.load(tmp_path).readout.v_threshold == old
+
+
+def test_every_flipped_bit_and_every_truncation_is_noticed(network, tmp_path):
+    network.save(tmp_path)
+    (weights,) = tmp_path.glob("*.safetensors")
+    description = tmp_path / "network.json"
+    expected = json.loads(description.read_text())
+    generator = np.random.default_rng(0)
+    for path in (weights, description):
+        whole = path.read_bytes()
+        positions = generator.choice(len(whole), 40, replace=False)
+        for position in positions:
+            damaged = bytearray(whole)
+            damaged[position] ^= 1 << int(generator.integers(8))
+            path.write_bytes(damaged)
+            try:
+                # White space of the JSON file may change: then everything else must be what was saved.
+                harmless = path == description and json.loads(damaged) == expected
+            except ValueError:
+                harmless = False
+            if not harmless:
+                with pytest.raises(CorruptModelError, match=r"network\.json|weights"):
+                    SpikingNetwork.load(tmp_path)
+        for length in (0, 1, len(whole) // 2, len(whole) - 2):
+            path.write_bytes(whole[:length])
+            with pytest.raises(CorruptModelError):
+                SpikingNetwork.load(tmp_path)
+        path.unlink()
+        with pytest.raises(CorruptModelError, match="cannot be read: No such file"):
+            SpikingNetwork.load(tmp_path)
+        path.write_bytes(whole)
+    SpikingNetwork.load(tmp_path)
+
+
+def test_foreign_descriptions_are_refused(network, tmp_path):
+    network.save(tmp_path)
+    description = tmp_path / "network.json"
+    document = json.loads(description.read_text())
+    for change, message in (
+        ({"format": 99}, "has format 99, this version of onespike reads format 1"),
+        ({"weights": "../weights.safetensors"}, "names a weights file outside its folder"),
+        ({"structure": []}, "does not match its own SHA-256"),
+    ):
+        description.write_text(json.dumps(document | change))
+        with pytest.raises(CorruptModelError, match=message):
+            SpikingNetwork.load(tmp_path)
+
+
+def test_what_cannot_be_saved_is_named(network, tmp_path):
+    encoder, network.encoder = network.encoder, nn.Identity()
+    with pytest.raises(TypeError, match="encoder must be a HybridEncoder or a DirectEncoder to be saved, got Identity"):
+        network.save(tmp_path)
+    network.encoder = encoder
+    network.body[1] = nn.Identity()
+    with pytest.raises(TypeError, match="neurons must be SingleSpikeLIFNode to be saved, got Identity"):
+        network.save(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_small_vgg_converts_and_saves(tmp_path):
+    torch.manual_seed(0)
+    ann = vgg("vgg9", 10, width=1 / 16, hidden=16).eval()
+    images = torch.randn(8, 3, 32, 32)
+    network = convert(ann, images, timesteps=60)
+    network.save(tmp_path)
+    assert torch.equal(SpikingNetwork.load(tmp_path).eval()(images).potential, network(images).potential)

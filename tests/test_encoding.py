@@ -1,0 +1,145 @@
+"""The hybrid encoder: golden vectors, an independent oracle, ranges, edges and errors."""
+
+from fractions import Fraction
+from math import floor
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from snntorch import spikegen
+
+from onespike.functional import hybrid_encode, spike_times
+
+LEVELS = torch.arange(256) / 255
+
+
+def exact_spike_time(level: int, T: int) -> int:
+    """Eq. 4 for an 8-bit level, in exact arithmetic, ties up."""
+    return min(max(floor(T - (T - 2) * Fraction(level, 255) + Fraction(1, 2)), 2), T)
+
+
+def test_golden_vector_at_T_5():
+    times = spike_times(LEVELS.view(1, -1), 5, intensity_range=(0.0, 1.0))[0]
+    assert times.dtype == torch.int64
+    assert times.tolist() == [5] * 43 + [4] * 85 + [3] * 85 + [2] * 43
+
+
+@pytest.mark.parametrize("T", range(2, 21))
+def test_all_levels_equal_exact_arithmetic_raw_and_normalised(T):
+    expected = [exact_spike_time(level, T) for level in range(256)]
+    assert spike_times(LEVELS.view(1, -1), T, intensity_range=(0.0, 1.0))[0].tolist() == expected
+    for mean, std in ((0.4914, 0.2023), (0.4408, 0.2761), (0.5, 0.5)):
+        x = (LEVELS - mean) / std
+        assert spike_times(x.view(1, -1), T, intensity_range=((0 - mean) / std, (1 - mean) / std))[0].tolist() == expected
+
+
+@pytest.mark.parametrize("T", [2, 3, 5, 8, 10])
+def test_spikes_equal_snntorchs_latency_code(T):
+    x = LEVELS.view(1, -1)
+    latency = spikegen.latency(x, num_steps=T, first_spike_time=1, normalize=True, linear=True)
+    assert torch.equal(hybrid_encode(x, T, intensity_range=(0.0, 1.0))[1:], latency[1:])
+    assert latency[0].sum() == 0
+
+
+@given(
+    pixels=st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=12),
+    T=st.integers(2, 12),
+    low=st.floats(-1, 0.5, width=32),
+    span=st.floats(0.125, 3, width=32),
+)
+def test_each_pixel_spikes_exactly_once_and_brighter_is_never_later(pixels, T, low, span):
+    x = torch.tensor(pixels).view(1, -1)
+    x_seq = hybrid_encode(x, T, intensity_range=(low, low + span))
+    assert torch.equal(x_seq[0], x)
+    assert torch.equal(x_seq[1:].sum(0), torch.ones_like(x))
+    times = spike_times(x, T, intensity_range=(low, low + span))
+    assert torch.equal(x_seq.gather(0, times[None] - 1), torch.ones_like(x_seq[:1]))
+    order = x[0].argsort()
+    assert (times[0][order].diff() <= 0).all()
+    assert (times[0][x[0] <= low] == T).all()
+    assert (times[0][x[0] >= low + span] == 2).all()
+
+
+def test_ties_round_up():
+    # At T = 5 the times of 1/6, 1/2, 5/6 are 4.5, 3.5, 2.5; exact in binary for 1/2, as for level 8 of 16.
+    assert spike_times(torch.tensor([[0.5, 8 / 16]]), 5, intensity_range=(0.0, 1.0)).tolist() == [[4, 4]]
+    assert spike_times(torch.tensor([[2.0, 6.0, 10.0]]), 5, intensity_range=(0.0, 12.0)).tolist() == [[5, 4, 3]]
+
+
+def test_edges():
+    x = torch.rand(3, 2, 4, 4)
+    assert torch.equal(hybrid_encode(x, 1, intensity_range=(0.0, 1.0)), x[None])
+    assert (spike_times(x, 2, intensity_range=(0.0, 1.0)) == 2).all()
+    flat = torch.full((2, 1, 3, 3), 0.7)
+    assert (spike_times(flat, 6, intensity_range="image") == 6).all()
+    assert (spike_times(flat, 6, intensity_range=(0.7, 0.7)) == 6).all()
+    assert hybrid_encode(x[:0], 5, intensity_range="image").shape == (5, 0, 2, 4, 4)
+
+
+def test_ranges_per_image_and_channel_do_not_look_at_batch_mates():
+    x = torch.rand(4, 3, 5, 5) * torch.tensor([1.0, 2.0, 5.0, 9.0]).view(-1, 1, 1, 1) + torch.arange(3).view(-1, 1, 1)
+    for name, dims in (("image", (1, 2, 3)), ("image_channel", (2, 3))):
+        whole = spike_times(x, 7, intensity_range=name)
+        bounds = x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
+        assert torch.equal(whole, spike_times(x, 7, intensity_range=bounds))
+        assert torch.equal(whole[1:2], spike_times(x[1:2], 7, intensity_range=name))
+        assert (whole.amin(dims) == 2).all()
+        assert (whole.amax(dims) == 7).all()
+    low, high = torch.tensor([0.0, 1, 2]).view(3, 1, 1), torch.tensor([1.0, 3, 5]).view(3, 1, 1)
+    per_channel = spike_times(x, 7, intensity_range=(low, high))
+    assert torch.equal(per_channel[:, 1], spike_times(x[:, 1], 7, intensity_range=(1.0, 3.0)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_output_keeps_the_dtype_and_the_gradient_is_that_of_the_frame(dtype):
+    x = torch.rand(2, 6).to(dtype).requires_grad_()
+    x_seq = hybrid_encode(x, 4, intensity_range=(0.0, 1.0))
+    assert x_seq.dtype == dtype
+    weights = torch.rand(4, 2, 6).to(dtype)
+    (x_seq * weights).sum().backward()
+    assert torch.equal(x.grad, weights[0])
+
+
+def test_it_compiles():
+    x = torch.rand(2, 3, 4, 4)
+    compiled = torch.compile(lambda x: hybrid_encode(x, 5, intensity_range="image_channel"), fullgraph=True)
+    assert torch.equal(compiled(x), hybrid_encode(x, 5, intensity_range="image_channel"))
+
+
+IMAGES = torch.rand(2, 3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("x", "T", "intensity_range", "error", "message"),
+    [
+        (IMAGES, 0, (0.0, 1.0), ValueError, "T must be >= 1, got 0"),
+        (IMAGES, 5.0, (0.0, 1.0), TypeError, "T must be an int, got 5.0 of type float"),
+        (IMAGES, True, (0.0, 1.0), TypeError, "T must be an int, got True of type bool"),
+        ((IMAGES * 255).byte(), 5, (0, 255), TypeError, r"x must be .* got torch.uint8: convert images with x.float\(\) / 255"),
+        (IMAGES.long(), 5, (0, 1), TypeError, "x must be a floating-point tensor, got torch.int64"),
+        (IMAGES / 0, 5, (0.0, 1.0), ValueError, "x must be finite, got 96 NaN or Inf values"),
+        (IMAGES * float("nan"), 1, (0.0, 1.0), ValueError, "x must be finite"),
+        (torch.tensor(0.5), 5, (0.0, 1.0), ValueError, r"x must have at least 1 dimensions, \[N, \*\], got shape \(\)"),
+        (IMAGES[:, 0, 0, 0], 5, "image_channel", ValueError, "x must have at least 3 dimensions"),
+        (IMAGES, 5, "batch", ValueError, "intensity_range must be .low, high., .*got 'batch'"),
+        (IMAGES, 5, (1.0, 0.0), ValueError, r"intensity_range must have low <= high, got \(1.0, 0.0\)"),
+        (IMAGES, 5, 1.0, ValueError, "intensity_range must be a pair"),
+        (IMAGES, 5, (0.0, 1.0, 2.0), ValueError, "intensity_range must be a pair"),
+        (
+            IMAGES,
+            5,
+            (torch.zeros(2), torch.ones(2)),
+            ValueError,
+            r"intensity_range: low must be broadcastable to x.*\[C, 1, 1\]",
+        ),
+    ],
+)
+def test_bad_input_is_named(x, T, intensity_range, error, message):
+    with pytest.raises(error, match=message):
+        hybrid_encode(x, T, intensity_range=intensity_range)
+
+
+def test_spike_times_need_two_steps():
+    with pytest.raises(ValueError, match="T must be >= 2, got 1"):
+        spike_times(IMAGES, 1, intensity_range=(0.0, 1.0))

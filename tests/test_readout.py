@@ -1,0 +1,202 @@
+"""Readout, loss and decision: definitions, surrogate gradients, errors."""
+
+import pytest
+import torch
+
+from onespike.functional import Readout, hybrid_cross_entropy, predict, spike_time_readout
+
+
+def first_crossing(v_seq, threshold):
+    """The prose of eq. 10: the first t with U^t >= V, else T; by search, not by counting."""
+    T = len(v_seq)
+    crossed = v_seq >= threshold
+    crossed[-1] = True
+    steps = torch.arange(1, T + 1).view(-1, *[1] * (v_seq.dim() - 1)).expand_as(v_seq)
+    return torch.where(crossed, steps, T).amin(0)
+
+
+def test_spike_time_is_the_first_crossing_on_a_million_traces():
+    g = torch.Generator().manual_seed(0)
+    currents = torch.randn(6, 100_000, 10, generator=g) + 0.2
+    readout = spike_time_readout(currents, 1.0)
+    v_seq = currents.cumsum(0)
+    fell_back = (v_seq[:-1].amax(0) >= 1.0) & (v_seq[-1] < 1.0)
+    assert fell_back.float().mean() > 0.1, "non-monotone traces are missing"
+    assert torch.equal(readout.spike_time.long(), first_crossing(v_seq, 1.0))
+    assert torch.equal(readout.potential, v_seq[-1])
+    assert set(readout.spike_time.unique().tolist()) == {1, 2, 3, 4, 5, 6}
+
+
+def test_golden_readout():
+    # U = 0.5, 1.0, 0.25: crosses V = 1 at t = 2 (>=) and falls back; U = 0, 0, 3 crosses at T; U never crosses: T.
+    x_seq = torch.tensor([[0.5, 0.5, -0.75], [0.0, 0.0, 3.0], [0.0, 0.0, 0.0]]).T.unsqueeze(1)
+    readout = spike_time_readout(x_seq, 1.0)
+    assert readout.spike_time.tolist() == [[2, 3, 3]]
+    assert readout.potential.tolist() == [[0.25, 3.0, 0.0]]
+    assert spike_time_readout(x_seq[:1], 1.0).spike_time.tolist() == [[1, 1, 1]]
+
+
+def threshold_slope(currents, threshold, beta, **options):
+    threshold = torch.tensor(threshold, requires_grad=True)
+    readout = spike_time_readout(currents, threshold, beta=beta, **options)
+    return torch.autograd.grad(readout.spike_time.sum(), threshold)[0].item()
+
+
+def test_a_higher_threshold_never_spikes_earlier():
+    for seed in range(50):
+        currents = torch.randn(8, 20, 10, generator=torch.Generator().manual_seed(seed))
+        assert threshold_slope(currents, 0.8, 0.3) >= 0
+
+
+def test_the_threshold_gradient_is_a_finite_difference_slope():
+    for seed in range(5):
+        currents = torch.randn(6, 20_000, 5, generator=torch.Generator().manual_seed(seed)) * 0.6 + 0.3
+        for threshold in (0.5, 1.0):
+            beta = 0.2
+            slope = threshold_slope(currents, threshold, beta) / (2 * beta)
+            above, below = (spike_time_readout(currents, threshold + d).spike_time.double().sum() for d in (beta, -beta))
+            assert slope == pytest.approx((above - below).item() / (2 * beta), rel=0.15)
+
+
+def test_full_sends_the_opposite_gradient_to_the_step_that_set_the_maximum():
+    # U = 0.9, 0.4, 0.9, 2: M^2 was set at t = 1, M^3 (a tie) at t = 3; with V = 1, all are within beta = 0.2.
+    currents = torch.tensor([0.9, -0.5, 0.5, 1.1]).view(4, 1, 1).requires_grad_()
+    threshold = torch.tensor(1.0, requires_grad=True)
+    readout = spike_time_readout(currents, threshold, time_gradient="full")
+    grad_x, grad_threshold = torch.autograd.grad(readout.spike_time.sum(), (currents, threshold))
+    assert readout.spike_time.item() == 4
+    assert grad_threshold == 3
+    # dT/dU = (-2, 0, -1, 0); a current moves every later U: reverse cumulative sum
+    assert grad_x.flatten().tolist() == [-3, -1, -1, 0]
+
+
+def test_only_the_threshold_learns_from_the_timing_loss_unless_full():
+    currents = (0.3 * torch.randn(5, 30, 10, generator=torch.Generator().manual_seed(1)) + 0.3).requires_grad_()
+    target = torch.arange(30) % 10
+    grads = {}
+    for mode in ("threshold", "full", "off", "eq17"):
+        threshold = torch.tensor(0.6, requires_grad=True)
+        readout = spike_time_readout(currents, threshold, time_gradient=mode)
+        loss = hybrid_cross_entropy(readout, target)
+        grads[mode] = torch.autograd.grad(loss, (currents, threshold), allow_unused=True)
+    potential_only = torch.autograd.grad(torch.nn.functional.cross_entropy(currents.sum(0), target), currents)[0]
+    for mode in ("threshold", "off", "eq17"):
+        torch.testing.assert_close(grads[mode][0], potential_only)
+    assert (grads["full"][0] - potential_only).abs().max() > 1e-3
+    assert grads["threshold"][1].abs() > 0
+    assert grads["full"][1] == grads["threshold"][1]
+    assert grads["off"][1] is None
+
+
+def test_eq17_to_the_letter():
+    g = torch.Generator().manual_seed(2)
+    currents = 0.3 * torch.randn(5, 40, 3, generator=g) + 0.2
+    V, beta, T = 0.7, 0.2, 5
+    v_seq = torch.cat([torch.zeros(1, 40, 3), currents.cumsum(0)])
+    expected = 0.0
+    for n in range(40):
+        for k in range(3):
+            u = v_seq[:, n, k].tolist()
+            for t in range(1, T):
+                a, b = u[t] - V, V - u[t - 1]
+                expected += t * ((a >= 0) * (abs(b) < beta) - (b >= 0) * (abs(a) < beta))
+            expected += T * (abs(V - u[T]) < beta)
+    assert expected != 0
+    assert threshold_slope(currents, V, beta, time_gradient="eq17") == pytest.approx(expected)
+
+
+def test_a_descent_step_on_the_threshold_lowers_the_timing_loss():
+    lowered = 0
+    for seed in range(20):
+        g = torch.Generator().manual_seed(seed)
+        target = torch.randint(10, (2000,), generator=g)
+        currents = 0.4 * torch.randn(5, 2000, 10, generator=g) + 0.1
+        currents[:, torch.arange(2000), target] += 0.25
+
+        def timing_loss(threshold, currents=currents, target=target):
+            return torch.nn.functional.cross_entropy(-spike_time_readout(currents, threshold).spike_time, target)
+
+        threshold = torch.tensor(0.8, requires_grad=True)
+        before = timing_loss(threshold)
+        (gradient,) = torch.autograd.grad(before, threshold)
+        assert gradient != 0
+        lowered += timing_loss((threshold - 0.1 * gradient.sign()).detach()) < before
+    assert lowered == 20
+
+
+def test_loss_gradients_are_those_of_the_two_cross_entropies():
+    g = torch.Generator().manual_seed(3)
+    potential = torch.randn(6, 10, generator=g, requires_grad=True)
+    spike_time = torch.randint(1, 6, (6, 10), generator=g).float().requires_grad_()
+    target = torch.tensor([0, 3, 9, 2, 2, 5])
+    loss = hybrid_cross_entropy(Readout(potential, spike_time), target, reduction="sum")
+    grad_potential, grad_time = torch.autograd.grad(loss, (potential, spike_time))
+    y = torch.nn.functional.one_hot(target, 10).float()
+    torch.testing.assert_close(grad_potential, potential.softmax(1) - y)
+    torch.testing.assert_close(grad_time, y - (-spike_time).softmax(1))
+    by_hand = -(potential.log_softmax(1) + (-spike_time).log_softmax(1))[torch.arange(6), target]
+    torch.testing.assert_close(loss, by_hand.sum())
+    each = hybrid_cross_entropy(Readout(potential, spike_time), target, reduction="none")
+    torch.testing.assert_close(each, by_hand)
+    weight = torch.rand(10, generator=g)
+    weighted = hybrid_cross_entropy(Readout(potential, spike_time), target, weight=weight)
+    torch.testing.assert_close(weighted, (by_hand * weight[target]).sum() / weight[target].sum())
+    smooth = hybrid_cross_entropy(Readout(potential, spike_time), target, label_smoothing=0.1)
+    assert smooth != by_hand.mean()
+
+
+def test_decision_rules():
+    readout = Readout(torch.tensor([[3.0, 2.0, 1.0], [0.0, 5.0, 4.0]]), torch.tensor([[5.0, 2.0, 2.0], [1.0, 4.0, 1.0]]))
+    assert predict(readout).tolist() == [0, 1]
+    assert predict(readout, "combined").tolist() == [1, 2]
+    assert predict(readout, "time").tolist() == [1, 2]  # earliest, ties by potential
+    with pytest.raises(ValueError, match=r"rule must be one of .* got 'vote'"):
+        predict(readout, "vote")
+
+
+def test_half_precision_and_empty_batches():
+    half = spike_time_readout(torch.randn(4, 2, 3).half(), 1.0)
+    assert half.potential.dtype == half.spike_time.dtype == torch.float32
+    assert spike_time_readout(torch.zeros(4, 0, 3), 1.0).potential.shape == (0, 3)
+
+
+CURRENTS = torch.zeros(3, 2, 4)
+READOUT = spike_time_readout(CURRENTS, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: spike_time_readout(CURRENTS[0], 1.0), ValueError, r"x_seq must have at least 3 dimensions, \[T, N, K\]"),
+        (lambda: spike_time_readout(CURRENTS[None], 1.0), ValueError, r"x_seq must be \[T, N, K\] with T >= 1"),
+        (lambda: spike_time_readout(CURRENTS[:0], 1.0), ValueError, r"x_seq must be \[T, N, K\] with T >= 1"),
+        (lambda: spike_time_readout(CURRENTS.int(), 1.0), TypeError, "x_seq must be a floating-point tensor, got torch.int32"),
+        (lambda: spike_time_readout(CURRENTS, 0.0), ValueError, "v_threshold must be > 0, got 0.0"),
+        (
+            lambda: spike_time_readout(CURRENTS, torch.ones(3)),
+            ValueError,
+            r"v_threshold must be 0-d or broadcastable to \[N, K\]",
+        ),
+        (lambda: spike_time_readout(CURRENTS, 1.0, beta=-1), ValueError, "beta must be > 0, got -1"),
+        (lambda: spike_time_readout(CURRENTS, 1.0, time_gradient="x"), ValueError, "time_gradient must be one of .* got 'x'"),
+        (
+            lambda: hybrid_cross_entropy(READOUT, torch.tensor([0, 4])),
+            ValueError,
+            r"target must be in 0..3, got values from 0 to 4",
+        ),
+        (
+            lambda: hybrid_cross_entropy(READOUT, torch.tensor([-1, 0])),
+            ValueError,
+            "target must be in 0..3, got values from -1",
+        ),
+        (
+            lambda: hybrid_cross_entropy(READOUT, torch.tensor([0])),
+            ValueError,
+            r"target must be \[N\] with N = 2, got shape \(1,\)",
+        ),
+        (lambda: hybrid_cross_entropy(READOUT, torch.zeros(2)), TypeError, "target must hold class indices as int64"),
+    ],
+)
+def test_bad_input_is_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

@@ -1,0 +1,385 @@
+"""The SpikingJelly modules under what the host and its users do to a module; run on each host generation."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from spikingjelly.activation_based import base, functional, layer, monitor, neuron
+from torch import nn
+
+from onespike.functional import BackendUnavailableError, Readout, hybrid_encode, single_spike_lif, spike_time_readout
+from onespike.spikingjelly import (
+    DirectEncoder,
+    HybridCrossEntropyLoss,
+    HybridEncoder,
+    SingleSpikeLIFNode,
+    SpikeTimeReadout,
+    project_net,
+)
+
+T = 5
+explicit_state = pytest.mark.skipif(
+    not hasattr(base, "to_functional_forward"), reason="SpikingJelly before 2.0 has no explicit-state protocol"
+)
+
+
+def network(step_mode="m", **node):
+    """An ordinary SpikingJelly network with our encoder, nodes and readout dropped in."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        HybridEncoder(T),
+        layer.Conv2d(2, 6, 3, padding=1, bias=False),
+        SingleSpikeLIFNode(v_threshold=0.4, **node),
+        layer.AvgPool2d(2),
+        layer.Flatten(),
+        layer.Linear(6 * 16, 20, bias=False),
+        SingleSpikeLIFNode(leak=0.9, v_threshold=0.2, **node),
+        layer.Linear(20, 4, bias=False),
+        SpikeTimeReadout(0.1),
+    )
+    functional.set_step_mode(net, step_mode)
+    return net
+
+
+@pytest.fixture
+def images():
+    return torch.rand(3, 2, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def steps(net, x):
+    for _ in range(T):
+        out = net(x)
+    return out
+
+
+def loss_gradients(net, readout):
+    loss = HybridCrossEntropyLoss()(readout, torch.tensor([0, 3, 1]))
+    return torch.autograd.grad(loss, list(net.parameters()))
+
+
+def test_single_steps_equal_the_sequence(images):
+    multi, single = network("m"), network("s")
+    whole, last = multi(images), steps(single, images)
+    assert 0.05 < multi[2].fired.float().mean() < 0.95
+    assert torch.equal(whole.potential, last.potential)
+    assert torch.equal(whole.spike_time, last.spike_time)
+    for a, b in zip(loss_gradients(multi, whole), loss_gradients(single, last), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_the_modules_are_the_functions(images):
+    net = network()
+    x_seq = net[:2](images)
+    node = net[2]
+    s_seq, state = single_spike_lif(x_seq, node.leak, node.v_threshold)
+    assert torch.equal(net[0](images), hybrid_encode(images, T, intensity_range=(0.0, 1.0)))
+    assert torch.equal(node(x_seq), s_seq)
+    assert torch.equal(node.v, state.v)
+    assert torch.equal(node.fired, state.fired)
+    currents = torch.randn(T, 3, 4)
+    expected = spike_time_readout(currents, 0.1)
+    for found, wanted in zip(net[8](currents), expected, strict=True):
+        assert torch.equal(found, wanted)
+    assert isinstance(net[8](currents), Readout)
+
+
+def test_reset_gives_the_first_result_again(images):
+    for mode, run in (("m", lambda net, x: net(x)), ("s", steps)):
+        net = network(mode)
+        first = run(net, images)
+        assert isinstance(net[2].v, torch.Tensor)
+        functional.reset_net(net)
+        assert net[2].v == 0.0
+        assert net[2].fired is False
+        assert torch.equal(run(net, images).potential, first.potential)
+
+
+def test_without_reset_the_state_is_carried_on():
+    node, x = SingleSpikeLIFNode(0.9, 1.0), torch.rand(6, 2, 5, generator=torch.Generator().manual_seed(2))
+    whole = node(x)
+    functional.reset_net(node)
+    parts = torch.cat([node(x[:2]), node(x[2:])])
+    assert torch.equal(parts, whole)
+    assert whole.sum() > 0
+
+
+def test_a_changed_batch_needs_a_reset(images):
+    for mode in ("m", "s"):
+        net = network(mode)
+        net(images)
+        with pytest.raises((ValueError, RuntimeError), match="reset"):
+            net(images[:2]) if mode == "m" else net[1:](images[:2])
+        functional.reset_net(net)
+        net(images[:2])
+
+
+def test_deepcopy_pickle_and_torch_save_keep_state_and_settings(images):
+    net = network(gamma=0.5, store_v_seq=True)
+    net(images)  # the state is now part of a graph
+    buffer = io.BytesIO()
+    torch.save(net, buffer)
+    buffer.seek(0)
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), torch.load(buffer, weights_only=False)):
+        assert torch.equal(twin[2].v, net[2].v)
+        assert torch.equal(twin[2].v_seq, net[2].v_seq)
+        assert not twin[2].v.requires_grad
+        assert twin[2].gamma == 0.5
+        functional.reset_net(net)
+        functional.reset_net(twin)
+        assert torch.equal(twin(images).potential, net(images).potential)
+
+
+def test_state_dict_is_strict_and_holds_parameters_alone(images):
+    net, twin = network(), network()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(0.9)
+    net(images)
+    assert set(net.state_dict()) == {name for name, _ in net.named_parameters()}
+    assert {"2.leak", "2.v_threshold", "8.v_threshold"} <= set(net.state_dict())
+    twin.load_state_dict(net.state_dict())
+    functional.reset_net(net)
+    assert torch.equal(twin(images).potential, net(images).potential)
+
+
+def test_store_v_seq_in_both_modes(images):
+    multi, single = network("m", store_v_seq=True), network("s", store_v_seq=True)
+    multi(images)
+    steps(single, images)
+    assert multi[2].v_seq.shape == (T, 3, 6, 8, 8)
+    assert torch.equal(multi[2].v_seq, single[2].v_seq)
+    assert torch.equal(multi[2].v_seq[-1], multi[2].v)
+    functional.reset_net(multi)
+    assert multi[2].v_seq is None
+
+
+def test_monitors_see_spikes_and_potentials(images):
+    net = network(store_v_seq=True)
+    spikes = monitor.OutputMonitor(net, SingleSpikeLIFNode)
+    potentials = monitor.AttributeMonitor("v_seq", False, net, SingleSpikeLIFNode)
+    net(images)
+    assert len(spikes.records) == len(potentials.records) == 2
+    assert torch.equal(spikes["2"][0].sum(0) > 0, net[2].fired)
+    assert torch.equal(potentials["2"][0], net[2].v_seq)
+    spikes.remove_hooks()
+    potentials.remove_hooks()
+
+
+@explicit_state
+@pytest.mark.parametrize("step_mode", ["m", "s"])
+def test_explicit_state_form_is_pure_and_equal(images, step_mode):
+    net = network(step_mode)
+    expected = net(images) if step_mode == "m" else steps(net, images)
+    functional.reset_net(net)
+    forward, states = base.to_functional_forward(net), tuple(base.extract_memories(net))
+    before = list(states)
+    for _ in range(1 if step_mode == "m" else T):
+        outputs, states = forward((images,), states)
+    assert torch.equal(outputs[0], expected.potential)
+    assert torch.equal(outputs[1], expected.spike_time)
+    assert base.extract_memories(net) == before
+    with pytest.raises(ValueError, match=r"expected .* states"):
+        forward((images,), states[:-1])
+
+
+def test_a_network_compiles_without_a_graph_break(images):
+    net = network()
+    expected = net(images)
+    wanted = loss_gradients(net, expected)
+    functional.reset_net(net)
+    compiled = torch.compile(net, fullgraph=True)
+    found = compiled(images)
+    torch.testing.assert_close(found.potential, expected.potential)
+    assert torch.equal(found.spike_time, expected.spike_time)
+    for a, b in zip(loss_gradients(net, found), wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_cpu_autocast_keeps_the_state_in_float32(images):
+    net = network()
+    with torch.autocast("cpu", torch.bfloat16):
+        readout = net(images)
+    assert net[2].v.dtype == torch.float32
+    assert readout.potential.dtype == torch.float32
+    assert all(gradient.isfinite().all() for gradient in loss_gradients(net, readout))
+
+
+def test_moving_dtypes(images):
+    net = network()
+    net(images)
+    net.double()
+    functional.reset_net(net)
+    assert net(images.double()).potential.dtype == torch.float64
+    assert net[2].v.dtype == torch.float64
+
+
+def test_training_with_projection_keeps_the_parameters_in_range(images):
+    net = network()
+    optimizer = torch.optim.SGD(net.parameters(), lr=5.0)
+    for _ in range(3):
+        functional.reset_net(net)
+        HybridCrossEntropyLoss()(net(images), torch.tensor([0, 3, 1])).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        project_net(net)
+        for node in (net[2], net[6]):
+            assert 0 <= node.leak <= 1
+            assert node.v_threshold >= 1e-3
+        assert net[8].v_threshold >= 1e-3
+    with torch.no_grad():
+        net[2].leak.fill_(1.2)
+    functional.reset_net(net)
+    with pytest.raises(ValueError, match=r"leak must be in \[0, 1\], got 1.2.*project_\(\) after each optimizer step"):
+        net(images)
+
+
+def test_parameters_per_channel():
+    shared, channels = SingleSpikeLIFNode(0.9, 0.5), SingleSpikeLIFNode(0.9, 0.5, per_channel=4)
+    x = torch.randn(T, 2, 4, 3, 3, generator=torch.Generator().manual_seed(3))
+    assert channels.leak.shape == channels.v_threshold.shape == (4,)
+    assert torch.equal(channels(x), shared(x))
+    with torch.no_grad():
+        channels.v_threshold[2] = 100.0
+    functional.reset_net(channels)
+    s_seq = channels(x)
+    assert s_seq[:, :, 2].sum() == 0
+    assert s_seq[:, :, 3].sum() > 0
+    s_seq.sum().backward()
+    assert channels.leak.grad.shape == (4,)
+    assert SingleSpikeLIFNode(per_channel=7)(torch.rand(T, 2, 7)).shape == (T, 2, 7)
+
+
+def test_what_is_not_learned_gets_no_gradient(images):
+    net = network(learn_leak=False, learn_threshold=False)
+    HybridCrossEntropyLoss()(net(images), torch.tensor([0, 3, 1])).backward()
+    assert net[2].leak.grad is None
+    assert net[2].v_threshold.grad is None
+    assert net[1].weight.grad is not None
+    readout = SpikeTimeReadout(learn_threshold=False)
+    assert not readout.v_threshold.requires_grad
+
+
+def test_switches_reach_the_neuron():
+    x = torch.full((T, 1, 1), 0.7)
+    assert SingleSpikeLIFNode()(x).sum() == 1
+    assert SingleSpikeLIFNode(single_spike=False)(x).sum() == 3
+    gradients = {}
+    for switch in ("grad_after_spike", "temporal_gradient"):
+        for value in (True, False):
+            leaf = x.clone().requires_grad_()
+            SingleSpikeLIFNode(**{switch: value})(leaf).sum().backward()
+            gradients[switch, value] = leaf.grad
+        assert not torch.equal(gradients[switch, True], gradients[switch, False])
+
+
+@pytest.mark.skipif(not hasattr(functional, "set_backend"), reason="SpikingJelly 2.0 removed set_backend")
+def test_the_hosts_set_backend_drives_the_node(images):
+    net = network()
+    functional.set_backend(net, "torch", SingleSpikeLIFNode)
+    assert net[2].backend == "torch"
+    functional.set_backend(net, "cupy", SingleSpikeLIFNode)
+    assert net[2].backend == "cupy"
+    if not torch.cuda.is_available():
+        with pytest.raises(BackendUnavailableError, match="CUDA"):
+            net(images)
+
+
+def test_backend_is_validated_when_it_is_set():
+    node = SingleSpikeLIFNode(backend="torch")
+    with pytest.raises(ValueError, match=r"backend must be one of 'auto', .* got 'lava'"):
+        node.backend = "lava"
+    assert node.backend == "torch"
+    assert "cupy" in node.supported_backends
+
+
+def test_the_encoder_is_stateless_in_m_and_steps_in_s(images):
+    encoder = HybridEncoder(T)
+    assert torch.equal(encoder(images), encoder(images))
+    assert encoder(images[:1]).shape == (T, 1, 2, 8, 8)
+    expected = encoder(images)
+    encoder.step_mode = "s"
+    assert torch.equal(torch.stack([encoder(images) for _ in range(T)]), expected)
+    with pytest.raises(RuntimeError, match=r"t must stay below T = 5 .* call reset_net"):
+        encoder(images)
+    functional.reset_net(encoder)
+    assert torch.equal(encoder(images), images)
+    encoder.T = 7
+    encoder.step_mode = "m"
+    assert encoder(images).shape[0] == 7
+
+
+def test_encoder_for_normalised_images():
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+    raw = torch.randint(256, (2, 3, 4, 4), generator=torch.Generator().manual_seed(4)) / 255
+    normalised = (raw - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    encoder = HybridEncoder.for_normalized(T, mean, std)
+    assert torch.equal(encoder(normalised)[1:], HybridEncoder(T)(raw)[1:])
+    assert torch.equal(encoder(normalised)[0], normalised)
+    grey = HybridEncoder.for_normalized(T, 0.5, 0.25)
+    assert torch.equal(grey((raw - 0.5) / 0.25)[1:], HybridEncoder(T)(raw)[1:])
+
+
+def test_encoder_variants(images):
+    whole = HybridEncoder(T)(images)
+    control = HybridEncoder(T, temporal=False)(images)
+    temporal = HybridEncoder(T, analogue=False)(images)
+    assert torch.equal(control + temporal, whole)
+    assert torch.equal(control[0], images)
+    assert control[1:].sum() == 0
+    direct = DirectEncoder(T)
+    assert torch.equal(direct(images), torch.stack([images] * T))
+    direct.step_mode = "s"
+    assert torch.equal(direct(images), images)
+
+
+def test_a_host_network_keeps_working_beside_ours(images):
+    torch.manual_seed(0)
+    mixed = nn.Sequential(layer.Linear(8, 8), neuron.LIFNode(), layer.Linear(8, 8), SingleSpikeLIFNode())
+    functional.set_step_mode(mixed, "m")
+    out = mixed(torch.rand(T, 3, 8))
+    assert out.shape == (T, 3, 8)
+    functional.detach_net(mixed)
+    functional.reset_net(mixed)
+
+
+def test_weights_of_the_loss_move_with_it():
+    loss = HybridCrossEntropyLoss(weight=torch.ones(4)).double()
+    assert loss.weight.dtype == torch.float64
+    assert set(HybridCrossEntropyLoss().state_dict()) == set()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: SingleSpikeLIFNode(leak=1.5), r"leak must be in \[0, 1\], got 1.5"),
+        (lambda: SingleSpikeLIFNode(leak=-0.1), r"leak must be in \[0, 1\], got -0.1"),
+        (lambda: SingleSpikeLIFNode(v_threshold=0), "v_threshold must be > 0, got 0"),
+        (lambda: SingleSpikeLIFNode(gamma=-1), "gamma must be > 0, got -1"),
+        (lambda: SingleSpikeLIFNode(per_channel=0), "per_channel must be a number of channels >= 1 or None, got 0"),
+        (lambda: SingleSpikeLIFNode(backend="cuda"), "backend must be one of .*got 'cuda'"),
+        (lambda: SingleSpikeLIFNode(step_mode="x"), "step_mode"),
+        (lambda: HybridEncoder(0), "T must be >= 1, got 0"),
+        (lambda: HybridEncoder(T, analogue=False, temporal=False), "analogue and temporal must not both be False"),
+        (lambda: HybridEncoder.for_normalized(T, 0.5, 0.0), "std must be > 0, got 0.0"),
+        (lambda: HybridEncoder(T, (1.0, 0.0)), "intensity_range must have low <= high"),
+        (lambda: HybridEncoder(T, "batch"), "intensity_range must be .*got 'batch'"),
+        (lambda: SpikeTimeReadout(0.0), "v_threshold must be > 0, got 0.0"),
+        (lambda: SpikeTimeReadout(beta=0.0), "beta must be > 0, got 0.0"),
+        (lambda: SpikeTimeReadout(time_gradient="x"), "time_gradient must be one of .*got 'x'"),
+        (lambda: HybridCrossEntropyLoss("avg"), "reduction must be .*got 'avg'"),
+        (lambda: HybridCrossEntropyLoss(label_smoothing=2), r"label_smoothing must be in \[0, 1\], got 2"),
+        (lambda: DirectEncoder(0), "T must be >= 1, got 0"),
+    ],
+)
+def test_bad_settings_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_readout_stepped_with_another_batch_is_named():
+    readout = SpikeTimeReadout(step_mode="s")
+    readout(torch.rand(3, 4))
+    with pytest.raises(ValueError, match=r"x must have the shape of the earlier steps, \(3, 4\), got \(2, 4\): call reset_net"):
+        readout(torch.rand(2, 4))
