@@ -198,10 +198,10 @@ def test_another_size_or_mode_does_not_compile_again():
 
 def test_one_kernel_each_way():
     x_seq, leak, v_threshold = draw(5, 2**15), torch.tensor(0.9), torch.tensor(0.8)
-    forward = (inductor.forward_steps, (x_seq, leak, v_threshold, None, None, True, True))
+    forward = (inductor.forward_steps, (x_seq, leak, v_threshold, None, None, True, True, False))
     backward = (
         inductor.backward_steps,
-        (x_seq, x_seq, leak, v_threshold, None, None, None, torch.tensor(0.3), True, True, True),
+        (x_seq, x_seq, None, leak, v_threshold, None, None, None, torch.tensor(0.3), True, True, True),
     )
     with torch._inductor.utils.fresh_cache():
         for body, arguments in (forward, backward):
@@ -266,13 +266,19 @@ def test_inside_a_compiled_network_a_copy_and_a_checkpoint():
             torch.testing.assert_close(got, want)
 
 
-def test_the_membrane_trace_is_the_same():
-    x_seq, traces = draw(5, 30), []
+@pytest.mark.parametrize("T", [5, 9])
+def test_the_membrane_trace_and_its_gradient_are_the_same(T, five_steps_at_once):
+    x_seq, results = draw(T, 30).requires_grad_(), []
+    weights = torch.randn(T, 30)
     for backend in ("torch", "inductor"):
         node = SingleSpikeLIFNode(0.9, 0.8, backend=backend, store_v_seq=True)
-        node(x_seq)
-        traces.append(node.v_seq)
-    assert torch.equal(*traces)
+        s_seq = node(x_seq)
+        (s_seq * weights + node.v_seq * weights.flip(0)).sum().backward()
+        results.append((s_seq, node.v_seq, node.v, x_seq.grad, node.leak.grad, node.v_threshold.grad))
+        x_seq.grad = None
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
+    assert torch.equal(results[0][1], results[1][1])
 
 
 def test_without_a_compiler_it_says_so(monkeypatch):

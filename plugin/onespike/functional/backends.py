@@ -9,7 +9,7 @@ BACKENDS = ("torch", "inductor", "cupy", "triton")
 """The names of the implementations; "auto" stands for the fastest usable one of them."""
 
 FUSED_KERNELS = {"inductor": "onespike.kernels.inductor"}
-"""The modules of the fused backends. Each has `forward` and `backward`, which computes the membrane potentials again from x."""
+"""Modules of the fused backends: each has `forward`, and `backward`, which computes the potentials again from x_seq."""
 
 
 AUTO_COMPILES_FROM = 2**22

@@ -114,8 +114,6 @@ def lif_with_trace(
     v_threshold = as_parameter("v_threshold", v_threshold, x_seq)
     v, fired = (None, None) if state is None else check_state(state, x_seq)
     name = resolve_backend(backend, x_seq.device.type, x_seq.numel())
-    if return_v_seq:
-        name = "torch"  # the others keep the membrane trace in registers; the values are the same
     differentiable = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (x_seq, leak, v_threshold, v)
     )
@@ -183,10 +181,8 @@ def lif_op(
     """
     check_leak("leak", leak)
     check_threshold("v_threshold", v_threshold)
-    if backend not in FUSED_KERNELS or x_seq.numel() == 0:
-        return eager.forward(x_seq, leak, v_threshold, v, fired, single_spike, return_v_seq)
-    kernel = import_module(FUSED_KERNELS[backend])
-    return *kernel.forward(x_seq, leak, v_threshold, v, fired, single_spike), x_seq.new_empty(0, dtype=state_dtype(x_seq.dtype))
+    kernel = import_module(FUSED_KERNELS[backend]) if backend in FUSED_KERNELS and x_seq.numel() else eager
+    return kernel.forward(x_seq, leak, v_threshold, v, fired, single_spike, return_v_seq)
 
 
 @lif_op.register_fake
@@ -221,7 +217,7 @@ def lif_backward_op(
     if x_seq is not None and backend in FUSED_KERNELS and x_seq.numel():
         kernel = import_module(FUSED_KERNELS[backend])
         return kernel.backward(
-            grad_s_seq, grad_v, x_seq, leak, v_threshold, v, fired, gamma, grad_after_spike, temporal_gradient
+            grad_s_seq, grad_v, grad_v_seq, x_seq, leak, v_threshold, v, fired, gamma, grad_after_spike, temporal_gradient
         )
     if v_seq is None:
         assert x_seq is not None
@@ -239,11 +235,12 @@ def _(grad_s_seq, grad_v, grad_v_seq, x_seq, v_seq, leak, v_threshold, v, fired,
 
 
 def setup_context(ctx, inputs, output) -> None:
-    """Save one [T, N, *] tensor for the backward pass: the membrane trace where there is one, else the input."""
+    """Save one [T, N, *] tensor for the backward pass: the input, or the membrane trace for a backend that reads it."""
     x_seq, leak, v_threshold, v, fired, *ctx.options, return_v_seq, ctx.backend = inputs
     ctx.set_materialize_grads(False)
-    ctx.saves_v_seq, ctx.dtype = return_v_seq, x_seq.dtype
-    ctx.save_for_backward(output[3] if return_v_seq else x_seq, leak, v_threshold, v, fired)
+    ctx.returns_v_seq, ctx.dtype = return_v_seq, x_seq.dtype
+    ctx.saves_v_seq = return_v_seq and ctx.backend not in FUSED_KERNELS
+    ctx.save_for_backward(output[3] if ctx.saves_v_seq else x_seq, leak, v_threshold, v, fired)
 
 
 def differentiate(ctx, grad_s_seq, grad_v, grad_fired, grad_v_seq):
@@ -254,7 +251,7 @@ def differentiate(ctx, grad_s_seq, grad_v, grad_fired, grad_v_seq):
     grads = torch.ops.onespike.single_spike_lif_backward(
         grad_s_seq,
         grad_v,
-        grad_v_seq if ctx.saves_v_seq else None,
+        grad_v_seq if ctx.returns_v_seq else None,
         x_seq,
         v_seq,
         leak,

@@ -29,23 +29,32 @@ EXAMPLE_SIZE = 2**15
 
 
 def forward(
-    x_seq: Tensor, leak: Tensor, v_threshold: Tensor, v: Tensor | None, fired: Tensor | None, single_spike: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return s_seq [T, N, *], the last v [N, *] and fired [N, *]. `x_seq` must not be empty."""
+    x_seq: Tensor,
+    leak: Tensor,
+    v_threshold: Tensor,
+    v: Tensor | None,
+    fired: Tensor | None,
+    single_spike: bool,
+    return_v_seq: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return s_seq [T, N, *], the last v [N, *], fired [N, *] and v_seq [T, N, *] ([0] unless asked for). x_seq: not empty."""
     order = memory_order(x_seq)
     parameters = flat_parameters(leak, v_threshold, x_seq, order)
     state: Sequence[Any] = flat_state(v, fired, x_seq, order)
-    s_chunks = []
+    s_chunks, v_chunks = [], []
     for x in chunks(flat(x_seq, order)):
-        s, *state = run_compiled(forward_steps, x, *parameters, *state, single_spike, True)
+        s, v_trace, *state = run_compiled(forward_steps, x, *parameters, *state, single_spike, True, return_v_seq)
         s_chunks.append(s)
+        v_chunks.append(v_trace)
     v_last, fired_last = (unflat(tensor, x_seq[0], order) for tensor in state)
-    return unflat(joined(s_chunks), x_seq, order), v_last, fired_last.view(torch.bool)
+    v_seq = unflat(joined(v_chunks), x_seq, order) if return_v_seq else v_last.new_empty(0)
+    return unflat(joined(s_chunks), x_seq, order), v_last, fired_last.view(torch.bool), v_seq
 
 
 def backward(
     grad_s_seq: Tensor | None,
     grad_v: Tensor | None,
+    grad_v_seq: Tensor | None,
     x_seq: Tensor,
     leak: Tensor,
     v_threshold: Tensor,
@@ -59,22 +68,24 @@ def backward(
     order = memory_order(x_seq)
     parameters = flat_parameters(leak, v_threshold, x_seq, order)
     height = torch.full((), gamma, dtype=state_dtype(x_seq.dtype), device=x_seq.device)
-    x_chunks = chunks(flat(x_seq, order))
-    grad_s_chunks = chunks(flat(torch.zeros_like(x_seq) if grad_s_seq is None else grad_s_seq, order))
     # Loops on the CPU can add up over all neurons, in a fixed order, and so write less; elsewhere torch sums afterwards.
     # For few neurons inductor would generate other sums, which are not worth a second compilation.
     many = x_seq[0].numel() >= EXAMPLE_SIZE
-    sums_inside = parameters[0].dim() == 0 and x_seq.device.type == "cpu" and many
+    switches = (grad_after_spike, temporal_gradient, parameters[0].dim() == 0 and x_seq.device.type == "cpu" and many)
 
+    x_chunks = chunks(flat(x_seq, order))
+    grad_s_chunks = chunks(flat(torch.zeros_like(x_seq) if grad_s_seq is None else grad_s_seq, order))
+    grad_v_chunks = [None] * len(x_chunks) if grad_v_seq is None else chunks(flat(grad_v_seq, order))
     states = [flat_state(v, fired, x_seq, order)]
     for x in x_chunks[:-1]:
-        states.append(run_compiled(forward_steps, x, *parameters, *states[-1], True, False)[1:])
+        states.append(run_compiled(forward_steps, x, *parameters, *states[-1], True, False, False)[2:])
 
     grads, leak_sums, threshold_sums = [], [], []
     carried: Any = None if grad_v is None else flat(grad_v, order)
-    for x, grad_s, state in zip(reversed(x_chunks), reversed(grad_s_chunks), reversed(states), strict=True):
+    for piece in reversed(list(zip(x_chunks, grad_s_chunks, grad_v_chunks, states, strict=True))):
+        *tensors, state = piece
         grad_x, leak_sum, threshold_sum, carried = run_compiled(
-            backward_steps, x, grad_s, *parameters, *state, carried, height, grad_after_spike, temporal_gradient, sums_inside
+            backward_steps, *tensors, *parameters, *state, carried, height, *switches
         )
         grads.append(grad_x)
         leak_sums.append(leak_sum)
@@ -93,14 +104,21 @@ def charge(v: Tensor | None, x: Tensor, leak: Tensor, v_threshold: Tensor) -> Te
 
 
 def forward_steps(
-    x_seq: Tensor, leak: Tensor, v_threshold: Tensor, v: Tensor | None, fired: Tensor | None, single_spike: bool, emit: bool
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Run the steps of x_seq [T, M]; s_seq is None unless `emit`.
+    x_seq: Tensor,
+    leak: Tensor,
+    v_threshold: Tensor,
+    v: Tensor | None,
+    fired: Tensor | None,
+    single_spike: bool,
+    return_s_seq: bool,
+    return_v_seq: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Run the steps of x_seq [T, M]; return s_seq and v_seq [T, M], where asked for, and the last v and fired [M].
 
     `fired` is uint8, and whether a neuron still waits to fire is a 0 or 1 in the dtype of v: inductor's vectorised loops
     store bools so slowly that this would double the time.
     """
-    s_steps = []
+    s_steps, v_steps = [], []
     waiting = None if fired is None else 1 - fired.to(leak.dtype)
     for x in x_seq.unbind():
         v = charge(v, x.to(leak.dtype), leak, v_threshold)
@@ -108,13 +126,17 @@ def forward_steps(
         waiting = torch.ones_like(v) if waiting is None else waiting
         s_steps.append((torch.where(above, waiting, 0.0) if single_spike else above).to(x.dtype))
         waiting = torch.where(above, 0.0, waiting)
+        v_steps.append(v)
     assert waiting is not None
-    return torch.stack(s_steps) if emit else None, v, (1 - waiting).to(torch.uint8)
+    s_seq = torch.stack(s_steps) if return_s_seq else None
+    v_seq = torch.stack(v_steps) if return_v_seq else None
+    return s_seq, v_seq, v, (1 - waiting).to(torch.uint8)
 
 
 def backward_steps(
     x_seq: Tensor,
     grad_s_seq: Tensor,
+    grad_v_seq: Tensor | None,
     leak: Tensor,
     v_threshold: Tensor,
     v: Tensor | None,
@@ -132,15 +154,15 @@ def backward_steps(
     """
     initial, steps = v, []
     waiting = torch.ones_like(x_seq[0], dtype=leak.dtype) if fired is None else 1 - fired.to(leak.dtype)
-    for x, grad_s in zip(x_seq.unbind(), grad_s_seq.unbind(), strict=True):
+    for t, (x, grad_s) in enumerate(zip(x_seq.unbind(), grad_s_seq.unbind(), strict=True)):
         before, v = v, charge(v, x.to(leak.dtype), leak, v_threshold)
-        steps.append((before, v, waiting, grad_s.to(leak.dtype)))
+        steps.append((before, v, waiting, grad_s.to(leak.dtype), None if grad_v_seq is None else grad_v_seq[t]))
         waiting = torch.where(v > v_threshold, 0.0, waiting)
 
     grads = []
     grad_leak = grad_threshold = torch.zeros_like(x_seq[0], dtype=leak.dtype)
     carried = grad_v
-    for before, v, waiting, grad_s in reversed(steps):
+    for before, v, waiting, grad_s, grad_trace in reversed(steps):
         through_spike = (1 - (v / v_threshold - 1).abs()).clamp_min(0) * gamma * grad_s
         if not grad_after_spike:
             through_spike = through_spike * waiting
@@ -148,6 +170,8 @@ def backward_steps(
         total = through_spike / v_threshold
         if carried is not None:
             total = total + carried
+        if grad_trace is not None:
+            total = total + grad_trace
         if before is not None:
             grad_leak = grad_leak + total * before
             grad_threshold = grad_threshold - torch.where(before > v_threshold, total, 0.0)
