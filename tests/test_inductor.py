@@ -299,3 +299,20 @@ def test_other_devices_are_refused():
 def test_auto_compiles_for_large_layers_only():
     assert resolve_backend("auto", "cpu", AUTO_COMPILES_FROM - 1) == "torch"
     assert resolve_backend("auto", "cpu", AUTO_COMPILES_FROM) == "inductor"
+
+
+def test_blocks_of_neurons_change_nothing_in_the_torch_backend(monkeypatch):
+    """They belong to the eager kernel, whose results the compiled one is held to."""
+    x_seq, leak = draw(5, 7, 3, 4), torch.rand(7, 1, 4)
+    state = (torch.randn(7, 3, 4), torch.rand(7, 3, 4) > 0.5)
+    weights, results = torch.randn(5, 7, 3, 4), []
+    for size in (1, 2 * 12, 2**16):
+        monkeypatch.setattr(eager, "BLOCK_SIZE", size)
+        s_seq, v, fired, v_seq = eager.forward(x_seq, leak, torch.tensor(0.8), *state, True, True)
+        grads = eager.backward(
+            weights, state[0], weights.flip(0), v_seq, leak, torch.tensor(0.8), *state, 0.3, False, True, torch.float32
+        )
+        results.append((s_seq, v, fired, v_seq, *grads))
+    for other in results[1:]:
+        torch.testing.assert_close(results[0], other)
+        assert all(torch.equal(results[0][i], other[i]) for i in range(5))
