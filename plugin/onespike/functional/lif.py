@@ -1,11 +1,12 @@
 """The leaky integrate-and-fire neuron that fires at most once, as a pure function (eqs. 6-8, 19-23)."""
 
+from importlib import import_module
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from onespike.functional.backends import resolve_backend
+from onespike.functional.backends import FUSED_KERNELS, resolve_backend
 from onespike.functional.checks import broadcasts, check_floating, check_leak, check_positive, check_threshold
 from onespike.kernels import eager
 from onespike.kernels.reference import state_dtype
@@ -112,7 +113,7 @@ def lif_with_trace(
     leak = as_parameter("leak", leak, x_seq)
     v_threshold = as_parameter("v_threshold", v_threshold, x_seq)
     v, fired = (None, None) if state is None else check_state(state, x_seq)
-    name = resolve_backend(backend, x_seq.device.type)
+    name = resolve_backend(backend, x_seq.device.type, x_seq.numel())
     differentiable = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (x_seq, leak, v_threshold, v)
     )
@@ -126,7 +127,7 @@ def lif_with_trace(
         single_spike,
         grad_after_spike,
         temporal_gradient,
-        return_v_seq or differentiable,
+        return_v_seq or (differentiable and name not in FUSED_KERNELS),
         name,
     )
     return s_seq, LIFState(v_last, fired_last), v_seq
@@ -180,7 +181,8 @@ def lif_op(
     """
     check_leak("leak", leak)
     check_threshold("v_threshold", v_threshold)
-    return eager.forward(x_seq, leak, v_threshold, v, fired, single_spike, return_v_seq)
+    kernel = import_module(FUSED_KERNELS[backend]) if backend in FUSED_KERNELS and x_seq.numel() else eager
+    return kernel.forward(x_seq, leak, v_threshold, v, fired, single_spike, return_v_seq)
 
 
 @lif_op.register_fake
@@ -212,6 +214,11 @@ def lif_backward_op(
 
     Exactly one of `x_seq` and `v_seq` is given; from `x_seq` the membrane potentials are computed again.
     """
+    if x_seq is not None and backend in FUSED_KERNELS and x_seq.numel():
+        kernel = import_module(FUSED_KERNELS[backend])
+        return kernel.backward(
+            grad_s_seq, grad_v, grad_v_seq, x_seq, leak, v_threshold, v, fired, gamma, grad_after_spike, temporal_gradient
+        )
     if v_seq is None:
         assert x_seq is not None
         v_seq = eager.forward(x_seq, leak, v_threshold, v, fired, single_spike=False, return_v_seq=True)[3]
@@ -228,11 +235,12 @@ def _(grad_s_seq, grad_v, grad_v_seq, x_seq, v_seq, leak, v_threshold, v, fired,
 
 
 def setup_context(ctx, inputs, output) -> None:
-    """Save one [T, N, *] tensor for the backward pass: the membrane trace where there is one, else the input."""
+    """Save one [T, N, *] tensor for the backward pass: the input, or the membrane trace for a backend that reads it."""
     x_seq, leak, v_threshold, v, fired, *ctx.options, return_v_seq, ctx.backend = inputs
     ctx.set_materialize_grads(False)
-    ctx.saves_v_seq, ctx.dtype = return_v_seq, x_seq.dtype
-    ctx.save_for_backward(output[3] if return_v_seq else x_seq, leak, v_threshold, v, fired)
+    ctx.returns_v_seq, ctx.dtype = return_v_seq, x_seq.dtype
+    ctx.saves_v_seq = return_v_seq and ctx.backend not in FUSED_KERNELS
+    ctx.save_for_backward(output[3] if ctx.saves_v_seq else x_seq, leak, v_threshold, v, fired)
 
 
 def differentiate(ctx, grad_s_seq, grad_v, grad_fired, grad_v_seq):
@@ -243,7 +251,7 @@ def differentiate(ctx, grad_s_seq, grad_v, grad_fired, grad_v_seq):
     grads = torch.ops.onespike.single_spike_lif_backward(
         grad_s_seq,
         grad_v,
-        grad_v_seq if ctx.saves_v_seq else None,
+        grad_v_seq if ctx.returns_v_seq else None,
         x_seq,
         v_seq,
         leak,

@@ -1,0 +1,167 @@
+"""Time and memory of one layer of neurons, forward and backward, against the peers and against a copy of the same bytes.
+
+Every peer maps x_seq [T, N, *] to spikes and back-propagates a given dL/ds_seq to x_seq and its own parameters. All run in
+turn within each round. Nothing is timed unless every backend of ours equals the float32 reference first.
+
+    python benchmarks/bench_neuron.py --out benchmarks/results/neuron_cpu.json
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import torch
+from measure import interleave, peak_bytes, provenance, ratio, saved_bytes, summary, write_json
+from peers import Reference, SnnTorch, SpikingJelly, onespike_node
+from torch import Tensor, nn
+
+from onespike.functional import available_backends
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+COPY = "copy of the same bytes"
+SHAPES = {"conv": (64, 64, 32, 32), "fc": (256, 4096)}
+QUICK_SHAPES = {"conv": (8, 16, 16, 16), "fc": (16, 256)}
+
+
+def make_peers(device: torch.device, T: int, max_compiled_T: int) -> dict[str, nn.Module]:
+    """Build the modules to be compared, by name; the hosts' own are compiled up to `max_compiled_T` steps."""
+    peers: dict[str, nn.Module] = {f"onespike {name}": onespike_node(name)() for name in available_backends(device)}
+    peers["reference loop"] = Reference()
+    peers["SpikingJelly LIFNode"] = SpikingJelly()
+    peers["SpikingJelly ParametricLIFNode"] = SpikingJelly(parametric=True)
+    peers["snnTorch Leaky"] = SnnTorch()
+    if max_compiled_T >= T:
+        peers["SpikingJelly LIFNode, compiled"] = torch.compile(SpikingJelly())  # type: ignore[assignment]
+        peers["snnTorch Leaky, compiled"] = torch.compile(SnnTorch())  # type: ignore[assignment]
+    return {name: peer.to(device).train() for name, peer in peers.items()}
+
+
+def make_input(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Draw currents that fire about half of the neurons in 5 steps, and a gradient of the spikes."""
+    generator = torch.Generator(device).manual_seed(0)
+    x = torch.randn(shape, generator=generator, device=device) * 0.5 + 0.15
+    return x.to(dtype).requires_grad_(), torch.randn(shape, generator=generator, device=device).to(dtype)
+
+
+def step(peer: nn.Module, x: Tensor, grad: Tensor) -> None:
+    """Run forward and backward once, and free the gradients."""
+    peer(x).backward(grad)
+    peer.zero_grad(set_to_none=True)
+    x.grad = None
+
+
+def copy_same_bytes(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Move what the neuron must: forward reads x and writes O; backward reads x and dL/dO and writes dL/dx."""
+    return x.detach().clone(), torch.add(x.detach(), grad)
+
+
+def check_parity(device: torch.device, dtype: torch.dtype, T: int) -> None:
+    """Refuse to go on unless each backend's spikes equal the reference's and its gradients are close."""
+    x, grad = make_input((T, 16, 32, 33), device, dtype)
+    expected_node = Reference().to(device)
+    expected = expected_node(x)
+    expected.backward(grad)
+    expected_grads = [x.grad, expected_node.leak.grad, expected_node.v_threshold.grad]
+    fired = expected.any(0).float().mean().item()
+    if not 0.05 < fired < 0.95:
+        raise SystemExit(f"parity says nothing: {fired:.1%} of the neurons fired")
+    for name in available_backends(device):
+        x.grad = None
+        node = onespike_node(name)().to(device)
+        s_seq = node(x)
+        s_seq.backward(grad)
+        if not torch.equal(s_seq, expected):
+            raise SystemExit(f"refusing to time: spikes of {name} differ from the reference at T = {T}")
+        for ours, theirs in zip((x.grad, node.leak.grad, node.v_threshold.grad), expected_grads, strict=True):
+            if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3 * theirs.abs().max().item()):
+                raise SystemExit(f"refusing to time: gradients of {name} differ from the reference at T = {T}")
+
+
+def measure_case(kind: str, shape: tuple[int, ...], args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Measure all peers on one shape [T, N, *]."""
+    dtype = getattr(torch, args.dtype)
+    check_parity(device, dtype, shape[0])
+    x, grad = make_input(shape, device, dtype)
+    size = x.numel() * x.element_size()
+    works: dict[str, Any] = {COPY: lambda: copy_same_bytes(x, grad)}
+    peers = make_peers(device, shape[0], args.max_compiled_T)
+    for name, peer in peers.items():
+        works[name] = lambda peer=peer: step(peer, x, grad)
+    times = interleave(works, args.rounds if shape[0] <= 5 else max(3, args.rounds // 2), device)
+    rows = {}
+    for name, seconds in times.items():
+        rows[name] = summary(seconds) | {"times_copy": ratio(seconds, times[COPY])}
+        if name in peers:
+            rows[name]["speedup_over_spikingjelly"] = ratio(times["SpikingJelly LIFNode"], seconds)
+            rows[name]["speedup_over_snntorch"] = ratio(times["snnTorch Leaky"], seconds)
+            rows[name]["peak_extra_memory"] = peak_bytes(works[name], device) / size
+            rows[name]["saved_for_backward"] = saved_bytes(lambda peer=peers[name]: peer(x)) / size
+    return {"kind": kind, "shape": shape, "dtype": args.dtype, "rounds": len(seconds), "rows": rows}
+
+
+def markdown(case: dict[str, Any]) -> str:
+    """Lay out one case as a Markdown table; memory in units of x_seq."""
+    lines = [
+        f"{case['kind']} {case['shape']} {case['dtype']}",
+        "",
+        "| neuron | ms | x copy | vs SpikingJelly | vs snnTorch | peak memory | saved |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in sorted(case["rows"].items(), key=lambda item: item[1]["median_ms"]):
+        cells = [f"{row['median_ms']:.1f}", f"{row['times_copy']:.2f}"]
+        for column in ("speedup_over_spikingjelly", "speedup_over_snntorch", "peak_extra_memory", "saved_for_backward"):
+            cells.append(f"{row[column]:.2f}" if column in row else "")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(cases: list[dict[str, Any]], path: Path) -> None:
+    """Draw time over the copy's time against T, one panel per kind of layer."""
+    kinds = list(dict.fromkeys(case["kind"] for case in cases))
+    figure, axes = plt.subplots(1, len(kinds), figsize=(6 * len(kinds), 4.5), sharey=True, squeeze=False, layout="constrained")
+    for ax, kind in zip(axes[0], kinds, strict=True):
+        chosen = [case for case in cases if case["kind"] == kind]
+        for name in dict.fromkeys(name for case in chosen for name in case["rows"]):
+            points = [(case["shape"][0], case["rows"][name]["times_copy"]) for case in chosen if name in case["rows"]]
+            ax.plot(*zip(*points, strict=True), marker="o", label=name, linestyle="--" if name == COPY else "-")
+        ax.set(xscale="log", yscale="log", xlabel="time steps T", title=f"{kind} {list(chosen[0]['shape'][1:])}")
+        ax.set_xticks([case["shape"][0] for case in chosen], [str(case["shape"][0]) for case in chosen], minor=False)
+    axes[0, 0].set_ylabel("forward + backward, time / same-bytes copy")
+    axes[0, -1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Measure the cases asked for and write JSON, Markdown and a plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--steps", type=int, nargs="+", default=[2, 5, 10, 20], help="numbers of time steps T")
+    parser.add_argument("--kinds", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--rounds", type=int, default=11, help="timed rounds up to T = 5; half of them above")
+    parser.add_argument("--max-compiled-T", type=int, default=5, help="compile the hosts' neurons up to this T")
+    parser.add_argument("--quick", action="store_true", help="small shapes, T = 5, three rounds: does the script run?")
+    parser.add_argument("--out", type=Path, default=Path("bench_neuron.json"), help="JSON; .md and .png go beside it")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.quick:
+        args.steps, args.rounds, args.max_compiled_T = [5], 3, 0
+    device = torch.device(args.device)
+
+    cases: list[dict[str, Any]] = []
+    for kind in args.kinds:
+        for T in args.steps:
+            shape = (T, *(QUICK_SHAPES if args.quick else SHAPES)[kind])
+            cases.append(measure_case(kind, shape, args, device))
+            print(markdown(cases[-1]), flush=True)
+            write_json(args.out, {"benchmark": "neuron", **provenance(device), "heap": "warm", "cases": cases})
+    args.out.with_suffix(".md").write_text("\n".join(map(markdown, cases)))
+    plot(cases, args.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

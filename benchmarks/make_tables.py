@@ -1,0 +1,48 @@
+"""Write the README's speed tables from the JSON files in benchmarks/results, between two HTML comments.
+
+python benchmarks/make_tables.py            (--check only says whether the README is up to date)
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import bench_network
+import bench_neuron
+
+ROOT = Path(__file__).parent.parent
+BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
+
+
+def section(record: dict[str, Any]) -> str:
+    """Lay out one result file: where it was measured, then a table per case."""
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)
+    machine = f"{record['cpu']}, {record['threads']} threads" if record["device"] == "cpu" else record["device"]
+    layout = {"neuron": bench_neuron.markdown, "network": bench_network.markdown}[record["benchmark"]]
+    header = f"Measured on {machine}; {versions}; commit {record['commit'][:7]}; `{record['command']}`."
+    return "\n".join([header, "", *map(layout, record["cases"])])
+
+
+def main() -> None:
+    """Replace what stands between the markers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if the README is out of date")
+    args = parser.parse_args()
+
+    text = args.readme.read_text()
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise SystemExit(f"{args.readme} must hold the lines {BEGIN} and {END} once each, in this order")
+    sections = [section(json.loads(path.read_text())) for path in sorted(args.results.glob("*.json"))]
+    if not sections:
+        raise SystemExit(f"{args.results} holds no results: run bench_neuron.py and bench_network.py first")
+    new = text[: text.index(BEGIN) + len(BEGIN)] + "\n" + "\n".join(sections) + text[text.index(END) :]
+    if args.check and new != text:
+        raise SystemExit(f"{args.readme} is out of date: run benchmarks/make_tables.py")
+    args.readme.write_text(new)
+
+
+if __name__ == "__main__":
+    main()
