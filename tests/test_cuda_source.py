@@ -5,11 +5,10 @@ import re
 import numpy as np
 import pytest
 import torch
-from cuda.bindings import nvrtc
-from cuda.pathfinder import find_nvidia_header_directory
 from cuda_on_cpu import CudaOnCpu
+from parity import CASES, check, planted_error_is_caught
+
 from onespike.kernels import cupy as backend
-from parity import CASES, Case, check, planted_error_is_caught
 
 SOURCE = backend.source()
 TYPES = {np.int64: "index_t", np.float32: "float", np.bool_: "bool"}
@@ -25,11 +24,13 @@ PLANTED = {
 
 def compile_for(arch: str, *expressions: str, source: str = SOURCE, options: tuple[str, ...] = backend.OPTIONS):
     """Compile instances of the kernels with NVRTC, which needs no driver; return its verdict, its log and the PTX."""
+    nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC comes with a torch built for CUDA")
+    pathfinder = pytest.importorskip("cuda.pathfinder")
     error, program = nvrtc.nvrtcCreateProgram(source.encode(), b"lif.cu", 0, [], [])
     assert error == nvrtc.nvrtcResult.NVRTC_SUCCESS
     for expression in expressions:
         nvrtc.nvrtcAddNameExpression(program, expression.encode())
-    flags = [*options, f"-arch={arch}", f"-I{find_nvidia_header_directory('cudart')}", "--ptxas-options=-v"]
+    flags = [*options, f"-arch={arch}", f"-I{pathfinder.find_nvidia_header_directory('cudart')}", "--ptxas-options=-v"]
     (verdict,) = nvrtc.nvrtcCompileProgram(program, len(flags), [flag.encode() for flag in flags])
     texts = []
     for size_of, get in (("LogSize", "Log"), ("PTXSize", "PTX")):
@@ -53,11 +54,12 @@ def instances(scalar: str, steps: int) -> list[str]:
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("scalar", list(backend.SCALARS.values()))
 def test_compiles_without_spills(scalar, arch):
-    for steps in (1, 5, 8, 16, 0):
-        fine, log, _ = compile_for(arch, *instances(scalar, steps))
+    for steps in (1, 2, 4, 5, 8, 0):
+        names = [name for name in instances(scalar, steps) if steps == 5 or ", 1, " not in name]
+        fine, log, _ = compile_for(arch, *names)
         assert fine, log
         spills = [int(spilled) for spilled in re.findall(r"(\d+) bytes spill stores", log)]
-        assert len(spills) == len(instances(scalar, steps))
+        assert len(spills) == len(names)
         assert not any(spills), log
 
 
@@ -106,8 +108,9 @@ def test_on_the_cpu_equals_the_reference(case, device, monkeypatch):
 
 
 def test_the_cases_reach_every_kind_of_instance(device):
-    kinds = {re.sub(r", (\d+),", lambda m: f", {min(int(m[1]), 1)},", name, count=1) for name in device.launched}
-    wanted = {instance for steps in (0, 1) for scalar in backend.SCALARS.values() for instance in instances(scalar, steps)}
+    kind_of = {0: 0} | dict.fromkeys(range(1, 9), 1) | dict.fromkeys(range(9, 17), 16)
+    kinds = {re.sub(r", (\d+),", lambda m: f", {kind_of[int(m[1])]},", name, count=1) for name in device.launched}
+    wanted = {instance for steps in (0, 1, 16) for scalar in backend.SCALARS.values() for instance in instances(scalar, steps)}
     assert wanted == kinds
 
 
@@ -142,7 +145,11 @@ def test_float64_is_refused():
 
 def test_parameters_keep_their_dtype(device, monkeypatch):
     monkeypatch.setattr(backend, "launch", device)
-    x_seq, leak, threshold = torch.ones(3, 2, 5), torch.full((5,), 0.5, dtype=torch.bfloat16), torch.tensor(1.0, dtype=torch.float64)
+    x_seq, leak, threshold = (
+        torch.ones(3, 2, 5),
+        torch.full((5,), 0.5, dtype=torch.bfloat16),
+        torch.tensor(1.0, dtype=torch.float64),
+    )
     grads = backend.backward(torch.ones_like(x_seq), None, None, x_seq, leak, threshold, None, None, 0.3, True, True)
     assert (grads[1].dtype, grads[1].shape) == (torch.bfloat16, (5,))
     assert (grads[2].dtype, grads[2].shape) == (torch.float64, ())
@@ -156,7 +163,3 @@ def test_unaligned_tensors_are_read_one_by_one(device, monkeypatch):
         outputs.append(backend.forward(x_seq, torch.tensor(0.9), torch.ones(()), None, None, True, False)[0])
     assert torch.equal(*outputs)
     assert device.launched[-2:] == ["lif_forward<float, 5, 1, false>", "lif_forward<float, 5, 4, false>"]
-
-
-def test_cases_include_the_paper_default():
-    assert Case() in CASES

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onespike.kernels.layout import Layout, check_dtype, layout_of
+from onespike.kernels.layout import Layout, check_dtype, layout_of, shared_values, step_stride
 
 POINTER, INDEX, FLOAT, BOOL = np.uint64, np.int64, np.float32, np.bool_
 
@@ -167,35 +167,6 @@ def backward(
         layout.sum_rows(threshold_sums, v_threshold),
         grad_initial,
     )
-
-
-def shared_values(
-    layout: Layout, x_seq: Tensor, leak: Tensor, v_threshold: Tensor, v: Tensor | None, fired: Tensor | None
-) -> dict[str, Any]:
-    """The arguments by name that both kernels take."""
-    flat_x = layout.flat(x_seq)
-    leak_values, leak_inner = layout.parameter(leak)
-    threshold_values, threshold_inner = layout.parameter(v_threshold)
-    return {
-        "x_seq": flat_x,
-        "x_stride": step_stride(flat_x),
-        "leak_values": leak_values,
-        "leak_inner": leak_inner,
-        "leak_count": len(leak_values),
-        "threshold_values": threshold_values,
-        "threshold_inner": threshold_inner,
-        "threshold_count": len(threshold_values),
-        "v": None if v is None else layout.flat_step(v.to(torch.float32)),
-        "fired": None if fired is None else layout.flat_step(fired),
-        "steps": len(x_seq),
-        "row": layout.row,
-        "size": layout.neurons,
-    }
-
-
-def step_stride(flat: Tensor | None) -> int:
-    """How many elements lie between a step and the next; 0 where there is no next one."""
-    return 0 if flat is None or len(flat) == 1 else flat.stride(0)
 
 
 class Geometry(NamedTuple):

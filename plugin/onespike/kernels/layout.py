@@ -8,7 +8,7 @@ neuron's channel is worked out on the permuted shape.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -108,8 +108,8 @@ class Layout:
 
 def layout_of(like: Tensor, *parameters: Tensor) -> Layout:
     """Find the memory order of `like` [T, N, *], which is dense, and the rows in which no parameter varies."""
-    dims = range(1, like.dim())
-    order = (0, *sorted(dims, key=lambda d: (-like.stride(d), d)))
+    strides = like.stride()
+    order = (0, *sorted(range(1, like.dim()), key=lambda d: (-strides[d], d)))
     layout = Layout(order, tuple(like.shape[d] for d in order[1:]), 0)
     leading = max((last_varying(layout.permuted(parameter).shape) for parameter in parameters), default=0)
     whole = Layout(order, layout.step, leading)
@@ -131,3 +131,32 @@ def check_dtype(x_seq: Tensor, backend: str) -> None:
         raise TypeError(
             f'x_seq must be float32, float16 or bfloat16 for backend "{backend}", got {x_seq.dtype}: use backend="torch"'
         )
+
+
+def shared_values(
+    layout: Layout, x_seq: Tensor, leak: Tensor, v_threshold: Tensor, v: Tensor | None, fired: Tensor | None
+) -> dict[str, Any]:
+    """The arguments by name that both kernels take."""
+    flat_x = layout.flat(x_seq)
+    leak_values, leak_inner = layout.parameter(leak)
+    threshold_values, threshold_inner = layout.parameter(v_threshold)
+    return {
+        "x_seq": flat_x,
+        "x_stride": step_stride(flat_x),
+        "leak_values": leak_values,
+        "leak_inner": leak_inner,
+        "leak_count": len(leak_values),
+        "threshold_values": threshold_values,
+        "threshold_inner": threshold_inner,
+        "threshold_count": len(threshold_values),
+        "v": None if v is None else layout.flat_step(v.to(torch.float32)),
+        "fired": None if fired is None else layout.flat_step(fired),
+        "steps": len(x_seq),
+        "row": layout.row,
+        "size": layout.neurons,
+    }
+
+
+def step_stride(flat: Tensor | None) -> int:
+    """How many elements lie between a step and the next; 0 where there is no next one."""
+    return 0 if flat is None or len(flat) == 1 else flat.stride(0)

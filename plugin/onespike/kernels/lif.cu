@@ -90,7 +90,7 @@ __device__ inline float next_u(float u, float x, float leak, float threshold) {
 }
 
 template <typename scalar, int T, int LANES, bool PER_NEURON>
-__global__ void __launch_bounds__(MAX_BLOCK) lif_forward(
+__global__ void __launch_bounds__(MAX_BLOCK, 1) lif_forward(
     const scalar* __restrict__ x_seq, index_t x_stride,
     const float* __restrict__ leak_values, index_t leak_inner, index_t leak_count,
     const float* __restrict__ threshold_values, index_t threshold_inner, index_t threshold_count,
