@@ -72,7 +72,7 @@ GRADS = [Case(T=T, state=True, grads=grads) for T in (3, 18) for grads in [("s_s
 DTYPES = [
     Case(T=T, dtype=dtype, step=step, state=True, leak=leak, grad_after_spike=after)
     for dtype in (torch.float16, torch.bfloat16)
-    for T, after in [(5, True), (33, False)]
+    for T, after in [(5, True), (18, False)]
     for step, leak in [((33,), ()), ((2, 4, 8, 8), (4, 1, 1)), ((5, 7), (7,)), ((4, 32), (32,))]
 ]
 STEPS = [Case(T=T, step=(33,), state=T % 2 == 0, grad_after_spike=T % 3 != 0) for T in (*range(1, 34), 100)]
@@ -106,9 +106,11 @@ def poisoned_memory():
     settings = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(settings[0])
-    torch.utils.deterministic.fill_uninitialized_memory = settings[1]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(settings[0])
+        torch.utils.deterministic.fill_uninitialized_memory = settings[1]
 
 
 def inputs_of(case: Case, device: str = "cpu"):

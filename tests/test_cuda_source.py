@@ -1,6 +1,10 @@
 """lif.cu without a GPU: it compiles for real GPUs, and run on the CPU it equals the reference."""
 
+import contextlib
 import re
+import sys
+import types
+from functools import partial
 
 import numpy as np
 import pytest
@@ -163,3 +167,43 @@ def test_unaligned_tensors_are_read_one_by_one(device, monkeypatch):
         outputs.append(backend.forward(x_seq, torch.tensor(0.9), torch.ones(()), None, None, True, False)[0])
     assert torch.equal(*outputs)
     assert device.launched[-2:] == ["lif_forward<float, 5, 1, false>", "lif_forward<float, 5, 4, false>"]
+
+
+class FakeCupy(types.ModuleType):
+    """Records what `launch` asks of CuPy: which device and stream were current, what was compiled and called."""
+
+    def __init__(self, with_protocol: bool):
+        super().__init__("cupy")
+        self.entered, self.calls, self.modules = [], [], []
+        self.cuda = types.SimpleNamespace(Device=partial(self.enter, "device"), Stream=types.SimpleNamespace())
+        self.cuda.ExternalStream = partial(self.enter, "address")
+        if with_protocol:
+            self.cuda.Stream.from_external = partial(self.enter, "stream")
+
+    @contextlib.contextmanager
+    def enter(self, *what):
+        self.entered.append(what)
+        yield
+        self.entered.remove(what)
+
+    def RawModule(self, **settings):
+        self.modules.append(settings)
+        call = lambda *arguments: self.calls.append((list(self.entered), arguments))  # noqa: E731
+        return types.SimpleNamespace(get_function=lambda name: call)
+
+
+@pytest.mark.parametrize("with_protocol", [True, False])
+def test_launch_uses_the_device_and_the_stream_of_torch(with_protocol, monkeypatch):
+    cupy = FakeCupy(with_protocol)
+    stream = types.SimpleNamespace(cuda_stream=4321, device_index=1, __cuda_stream__=lambda: (0, 4321))
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream if device.index == 1 else None)
+    backend.compiled.cache_clear()
+    expression = "lif_forward<float, 5, 4, false>"
+    for _ in range(2):
+        backend.launch(expression, 7, 256, (np.int64(3),), torch.device("cuda", 1))
+    backend.compiled.cache_clear()
+    on = ("stream", stream) if with_protocol else ("address", 4321, 1)
+    assert cupy.calls == [([("device", 1), on], ((7,), (256,), (3,)))] * 2
+    (settings,) = cupy.modules
+    assert settings == {"code": SOURCE, "options": ("-std=c++17", "--fmad=false"), "name_expressions": (expression,)}

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+
 from onespike import plots
 from onespike.spikingjelly import HybridEncoder, SingleSpikeLIFNode
 

@@ -222,10 +222,10 @@ def launch(expression: str, blocks: int, threads: int, arguments: tuple[Any, ...
 
 
 def external_stream(stream: torch.cuda.Stream) -> Any:
-    """Make torch's stream CuPy's, by the protocol of CuPy 14 or the class of those before."""
+    """Make torch's stream CuPy's, by the stream protocol where both know it, else by its address."""
     import cupy  # noqa: PLC0415
 
-    if hasattr(cupy.cuda.Stream, "from_external"):
+    if hasattr(cupy.cuda.Stream, "from_external") and hasattr(stream, "__cuda_stream__"):
         return cupy.cuda.Stream.from_external(stream)
     return cupy.cuda.ExternalStream(stream.cuda_stream, stream.device_index)
 
