@@ -1,5 +1,7 @@
 """Which implementation of the neuron runs where, and why one cannot."""
 
+import functools
+import importlib
 import importlib.util
 import shutil
 
@@ -8,7 +10,7 @@ import torch
 BACKENDS = ("torch", "inductor", "cupy", "triton")
 """The names of the implementations; "auto" stands for the fastest usable one of them."""
 
-FUSED_KERNELS = {"inductor": "onespike.kernels.inductor"}
+FUSED_KERNELS = {name: f"onespike.kernels.{name}" for name in ("inductor", "cupy", "triton")}
 """Modules of the fused backends: each has `forward`, and `backward`, which computes the potentials again from x_seq."""
 
 
@@ -20,7 +22,7 @@ Measured on 2 cores at T = 5, forward and backward: the two are equally fast at 
 later processes, from inductor's cache on disk; all layers of a network share them. At 4 million elements a few hundred
 passes earn the time back; a script of small layers never compiles. The rule looks at the shape alone, so that a run takes the
 same path again when it is resumed, recomputed under checkpointing, or repeated; ask for a backend by name to have it at
-any size. On CUDA "auto" does not take "inductor", which was not measured there.
+any size. On CUDA "auto" takes "torch": nothing was measured there yet.
 """
 
 
@@ -44,10 +46,40 @@ def why_unavailable(backend: str, device: str | torch.device) -> list[str]:
         return []
     if backend == "inductor":
         return inductor_obstacles(device)
-    reasons = [f'backend "{backend}" is not built yet in this version of onespike: use "torch" or "auto"']
-    if backend in ("cupy", "triton") and device.type != "cuda":
+    reasons = []
+    if device.type != "cuda":
         reasons.append(f'backend "{backend}" runs on CUDA devices, got device "{device}"')
-    return reasons
+    elif not torch.cuda.is_available():
+        reasons.append(
+            f'backend "{backend}" needs a CUDA device and driver that torch can use: torch.cuda.is_available() is False'
+        )
+    return reasons + (cupy_is_missing() if backend == "cupy" else triton_is_missing())
+
+
+@functools.cache
+def cupy_is_missing() -> list[str]:
+    """List what keeps CuPy from working beside this torch: nothing, its absence, or another CUDA major version."""
+    if torch.version.cuda is None:
+        return ['backend "cupy" needs a torch built for CUDA: see https://pytorch.org/get-started/locally']
+    major = torch.version.cuda.split(".")[0]
+    remedy = f'pip install "onespike[cupy-cuda{major}x]"'
+    if importlib.util.find_spec("cupy") is None:
+        return [f'backend "cupy" needs CuPy: {remedy}']
+    try:
+        built_for = str(importlib.import_module("cupy").cuda.runtime.runtimeGetVersion() // 1000)
+    except Exception as error:  # CuPy's own errors cannot be named where it does not import
+        return [f"CuPy is installed but does not load ({type(error).__name__}: {error}): {remedy}"]
+    if built_for != major:
+        return [
+            f"CuPy is built for CUDA {built_for}, torch for CUDA {major}: pip uninstall cupy-cuda{built_for}x, then {remedy}"
+        ]
+    return []
+
+
+@functools.cache
+def triton_is_missing() -> list[str]:
+    """List what keeps Triton from working: nothing, or its absence."""
+    return [] if importlib.util.find_spec("triton") else ['backend "triton" needs Triton: pip install triton']
 
 
 def available_backends(device: str | torch.device) -> tuple[str, ...]:
