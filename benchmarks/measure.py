@@ -19,13 +19,18 @@ Work = Callable[[], Any]
 
 
 def interleave(works: dict[str, Work], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Run every work once per round, in turn, so that a change of the machine's speed meets all; return seconds."""
+    """Run every work in turn in each round, so that a change of the machine's speed meets all; return seconds.
+
+    In its turn a work runs twice and the second run is timed: in the first it pays for the caches and the heap that the work
+    before it left behind.
+    """
     times: dict[str, list[float]] = {name: [] for name in works}
     for work in works.values():  # compiles, and warms the heap
         work()
     gc.disable()
     for _ in range(rounds):
         for name, work in works.items():
+            work()
             times[name].append(time_once(work, device))
     gc.enable()
     return times

@@ -4,7 +4,9 @@ An implementation is a pair of functions with the signatures of `onespike.kernel
 """
 
 import contextlib
+import importlib.util
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -189,6 +191,17 @@ def check(case: Case, forward, backward, device: str = "cpu") -> None:
         torch.testing.assert_close(
             got, want, rtol=tolerance, atol=tolerance * scale, msg=lambda m, n=name: f"gradient of {n}: {m}"
         )
+
+
+def planted(module, right: str, wrong: str, folder: Path):
+    """Import a copy of `module` in which the one place that reads `right` reads `wrong`."""
+    source = Path(module.__file__).read_text()
+    assert source.count(right) == 1
+    (folder / "broken.py").write_text(source.replace(right, wrong))
+    spec = importlib.util.spec_from_file_location("broken", folder / "broken.py")
+    broken = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(broken)
+    return broken
 
 
 def planted_error_is_caught(forward, backward) -> bool:

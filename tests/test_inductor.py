@@ -7,11 +7,14 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
+from torch._inductor import metrics
+from torch._inductor.utils import fresh_cache
 from torch.utils.checkpoint import checkpoint
 
 from onespike.functional import BackendUnavailableError, LIFState, single_spike_lif, why_unavailable
 from onespike.functional.backends import AUTO_COMPILES_FROM, resolve_backend
 from onespike.kernels import eager, inductor
+from onespike.kernels.layout import layout_of
 from onespike.kernels.reference import single_spike_lif_ref
 from onespike.spikingjelly import SingleSpikeLIFNode
 
@@ -117,8 +120,10 @@ def test_any_strides(x_seq):
 
 def test_dense_memory_is_not_copied():
     x_seq = draw(5, 2, 4, 4, 3).permute(0, 1, 4, 2, 3)
-    order = inductor.memory_order(x_seq)
-    assert inductor.flat(x_seq, order).data_ptr() == x_seq.data_ptr()
+    layout = layout_of(x_seq)
+    flat = layout.flat(x_seq).contiguous()
+    assert flat.data_ptr() == x_seq.data_ptr()
+    assert layout.unflat(flat, x_seq).data_ptr() == x_seq.data_ptr()
 
 
 def test_parameters_per_channel_and_mixed():
@@ -197,17 +202,16 @@ def test_another_size_or_mode_does_not_compile_again():
 
 
 def test_one_kernel_each_way():
-    x_seq, leak, v_threshold = draw(5, 2**15), torch.tensor(0.9), torch.tensor(0.8)
-    forward = (inductor.forward_steps, (x_seq, leak, v_threshold, None, None, True, True, False))
-    backward = (
-        inductor.backward_steps,
-        (x_seq, x_seq, None, leak, v_threshold, None, None, None, torch.tensor(0.3), True, True, True),
-    )
-    with torch._inductor.utils.fresh_cache():
+    x_seq, grad_s_seq, leak, v_threshold = draw(5, 2**15), draw(5, 2**15), torch.tensor(0.9), torch.tensor(0.8)
+    results = (torch.empty_like(x_seq).unbind(), None, torch.empty_like(x_seq[0]), x_seq[0].to(torch.uint8))
+    forward = (inductor.forward_steps, (x_seq, leak, v_threshold, None, None, *results, True))
+    gradients = (None, leak, v_threshold, None, None, None, torch.tensor(0.3), None)
+    backward = (inductor.backward_steps, (x_seq, grad_s_seq, *gradients, True, True, True))
+    with fresh_cache():
         for body, arguments in (forward, backward):
-            torch._inductor.metrics.reset()
+            metrics.reset()
             torch.compile(body, dynamic=True, options=inductor.compiler_options())(*arguments)
-            assert torch._inductor.metrics.generated_kernel_count == 1
+            assert metrics.generated_kernel_count == 1
 
 
 def test_only_the_input_is_saved():
@@ -299,20 +303,3 @@ def test_other_devices_are_refused():
 def test_auto_compiles_for_large_layers_only():
     assert resolve_backend("auto", "cpu", AUTO_COMPILES_FROM - 1) == "torch"
     assert resolve_backend("auto", "cpu", AUTO_COMPILES_FROM) == "inductor"
-
-
-def test_blocks_of_neurons_change_nothing_in_the_torch_backend(monkeypatch):
-    """They belong to the eager kernel, whose results the compiled one is held to."""
-    x_seq, leak = draw(5, 7, 3, 4), torch.rand(7, 1, 4)
-    state = (torch.randn(7, 3, 4), torch.rand(7, 3, 4) > 0.5)
-    weights, results = torch.randn(5, 7, 3, 4), []
-    for size in (1, 2 * 12, 2**16):
-        monkeypatch.setattr(eager, "BLOCK_SIZE", size)
-        s_seq, v, fired, v_seq = eager.forward(x_seq, leak, torch.tensor(0.8), *state, True, True)
-        grads = eager.backward(
-            weights, state[0], weights.flip(0), v_seq, leak, torch.tensor(0.8), *state, 0.3, False, True, torch.float32
-        )
-        results.append((s_seq, v, fired, v_seq, *grads))
-    for other in results[1:]:
-        torch.testing.assert_close(results[0], other)
-        assert all(torch.equal(results[0][i], other[i]) for i in range(5))

@@ -1,11 +1,8 @@
 """What test_triton.py runs in a process of its own, with TRITON_INTERPRET=1: not collected by itself."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
-from parity import CASES, check, planted_error_is_caught
+from parity import CASES, check, planted, planted_error_is_caught
 
 from onespike.kernels import triton as backend
 
@@ -31,12 +28,7 @@ def test_programs_that_take_several_tiles_equal_the_reference(monkeypatch):
     ],
 )
 def test_a_planted_error_is_caught(right, wrong, tmp_path):
-    source = Path(backend.__file__).read_text()
-    assert source.count(right) == 1
-    (tmp_path / "broken.py").write_text(source.replace(right, wrong))
-    spec = importlib.util.spec_from_file_location("broken", tmp_path / "broken.py")
-    broken = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(broken)
+    broken = planted(backend, right, wrong, tmp_path)
     assert planted_error_is_caught(broken.forward, broken.backward)
 
 

@@ -3,16 +3,16 @@
 import functools
 import importlib
 import importlib.util
+import os
 import shutil
 
 import torch
 
-BACKENDS = ("torch", "inductor", "cupy", "triton")
+KERNELS = {"torch": "onespike.kernels.eager"} | {name: f"onespike.kernels.{name}" for name in ("inductor", "cupy", "triton")}
+"""The module of each implementation: it has `forward`, and `backward`, which computes the potentials again from x_seq."""
+
+BACKENDS = tuple(KERNELS)
 """The names of the implementations; "auto" stands for the fastest usable one of them."""
-
-FUSED_KERNELS = {name: f"onespike.kernels.{name}" for name in ("inductor", "cupy", "triton")}
-"""Modules of the fused backends: each has `forward`, and `backward`, which computes the potentials again from x_seq."""
-
 
 AUTO_COMPILES_FROM = 2**22
 """Elements of x_seq, T x N x *, from which "auto" takes "inductor" on a CPU.
@@ -121,6 +121,12 @@ def obstacles(backend: str, device_type: str) -> list[str]:
     return why_unavailable(backend, device_type)
 
 
+@functools.cache
+def is_found(names: tuple[str | None, ...], path: str | None) -> bool:
+    """Whether any of these programs is on the search path; remembered, for every call of the neuron asks."""
+    return any(name and shutil.which(name, path=path) for name in names)
+
+
 def inductor_obstacles(device: torch.device) -> list[str]:
     """List what torch.compile lacks to generate code for `device`."""
     from torch._inductor import config  # noqa: PLC0415  (slow, seldom needed)
@@ -128,7 +134,7 @@ def inductor_obstacles(device: torch.device) -> list[str]:
     reasons = []
     if device.type not in ("cpu", "cuda"):
         reasons.append(f'backend "inductor" runs on CPU and CUDA devices, got device "{device}"')
-    if device.type == "cpu" and not any(name and shutil.which(name) for name in config.cpp.cxx):
+    if device.type == "cpu" and not is_found(config.cpp.cxx, os.environ.get("PATH")):
         reasons.append("torch.compile needs a C++ compiler: apt-get install g++ (or set the variable CXX to one)")
     if device.type == "cuda":
         if not torch.cuda.is_available():

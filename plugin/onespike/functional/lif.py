@@ -1,14 +1,14 @@
 """The leaky integrate-and-fire neuron that fires at most once, as a pure function (eqs. 6-8, 19-23)."""
 
 from importlib import import_module
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from onespike.functional.backends import FUSED_KERNELS, resolve_backend
+from onespike.functional.backends import KERNELS, resolve_backend
 from onespike.functional.checks import broadcasts, check_floating, check_leak, check_positive, check_threshold
-from onespike.kernels import eager
 from onespike.kernels.reference import state_dtype
 
 
@@ -114,9 +114,6 @@ def lif_with_trace(
     v_threshold = as_parameter("v_threshold", v_threshold, x_seq)
     v, fired = (None, None) if state is None else check_state(state, x_seq)
     name = resolve_backend(backend, x_seq.device.type, x_seq.numel())
-    differentiable = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (x_seq, leak, v_threshold, v)
-    )
     s_seq, v_last, fired_last, v_seq = torch.ops.onespike.single_spike_lif(
         x_seq,
         leak,
@@ -127,7 +124,7 @@ def lif_with_trace(
         single_spike,
         grad_after_spike,
         temporal_gradient,
-        return_v_seq or (differentiable and name not in FUSED_KERNELS),
+        return_v_seq,
         name,
     )
     return s_seq, LIFState(v_last, fired_last), v_seq
@@ -181,8 +178,7 @@ def lif_op(
     """
     check_leak("leak", leak)
     check_threshold("v_threshold", v_threshold)
-    kernel = import_module(FUSED_KERNELS[backend]) if backend in FUSED_KERNELS and x_seq.numel() else eager
-    return kernel.forward(x_seq, leak, v_threshold, v, fired, single_spike, return_v_seq)
+    return kernel_of(backend, x_seq).forward(x_seq, leak, v_threshold, v, fired, single_spike, return_v_seq)
 
 
 @lif_op.register_fake
@@ -198,8 +194,7 @@ def lif_backward_op(
     grad_s_seq: Tensor | None,
     grad_v: Tensor | None,
     grad_v_seq: Tensor | None,
-    x_seq: Tensor | None,
-    v_seq: Tensor | None,
+    x_seq: Tensor,
     leak: Tensor,
     v_threshold: Tensor,
     v: Tensor | None,
@@ -207,53 +202,41 @@ def lif_backward_op(
     gamma: float,
     grad_after_spike: bool,
     temporal_gradient: bool,
-    dtype: torch.dtype,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of x_seq, leak, v_threshold and the initial v ([0] where there was none).
-
-    Exactly one of `x_seq` and `v_seq` is given; from `x_seq` the membrane potentials are computed again.
-    """
-    if x_seq is not None and backend in FUSED_KERNELS and x_seq.numel():
-        kernel = import_module(FUSED_KERNELS[backend])
-        return kernel.backward(
-            grad_s_seq, grad_v, grad_v_seq, x_seq, leak, v_threshold, v, fired, gamma, grad_after_spike, temporal_gradient
-        )
-    if v_seq is None:
-        assert x_seq is not None
-        v_seq = eager.forward(x_seq, leak, v_threshold, v, fired, single_spike=False, return_v_seq=True)[3]
-    return eager.backward(
-        grad_s_seq, grad_v, grad_v_seq, v_seq, leak, v_threshold, v, fired, gamma, grad_after_spike, temporal_gradient, dtype
+    """Return the gradients of x_seq, leak, v_threshold and the initial v ([0] where there was none)."""
+    return kernel_of(backend, x_seq).backward(
+        grad_s_seq, grad_v, grad_v_seq, x_seq, leak, v_threshold, v, fired, gamma, grad_after_spike, temporal_gradient
     )
 
 
 @lif_backward_op.register_fake
-def _(grad_s_seq, grad_v, grad_v_seq, x_seq, v_seq, leak, v_threshold, v, fired, gamma, grad_after, temporal, dtype, backend):
-    like = x_seq if v_seq is None else v_seq
-    grad_v_initial = like.new_empty(0, dtype=state_dtype(dtype)) if v is None else torch.empty_like(v)
-    return torch.empty_like(like, dtype=dtype), torch.empty_like(leak), torch.empty_like(v_threshold), grad_v_initial
+def _(grad_s_seq, grad_v, grad_v_seq, x_seq, leak, v_threshold, v, fired, gamma, grad_after, temporal, backend):
+    grad_initial = x_seq.new_empty(0, dtype=state_dtype(x_seq.dtype)) if v is None else torch.empty_like(v)
+    return torch.empty_like(x_seq), torch.empty_like(leak), torch.empty_like(v_threshold), grad_initial
+
+
+def kernel_of(backend: str, x_seq: Tensor) -> ModuleType:
+    """Import the module that runs a backend; plain operators serve inputs without elements."""
+    return import_module(KERNELS[backend if x_seq.numel() else "torch"])
 
 
 def setup_context(ctx, inputs, output) -> None:
-    """Save one [T, N, *] tensor for the backward pass: the input, or the membrane trace for a backend that reads it."""
-    x_seq, leak, v_threshold, v, fired, *ctx.options, return_v_seq, ctx.backend = inputs
+    """Save the input, from which the backward pass computes the membrane potentials again."""
+    x_seq, leak, v_threshold, v, fired, *ctx.options, ctx.returns_v_seq, ctx.backend = inputs
     ctx.set_materialize_grads(False)
-    ctx.returns_v_seq, ctx.dtype = return_v_seq, x_seq.dtype
-    ctx.saves_v_seq = return_v_seq and ctx.backend not in FUSED_KERNELS
-    ctx.save_for_backward(output[3] if ctx.saves_v_seq else x_seq, leak, v_threshold, v, fired)
+    ctx.save_for_backward(x_seq, leak, v_threshold, v, fired)
 
 
 def differentiate(ctx, grad_s_seq, grad_v, grad_fired, grad_v_seq):
     """Turn the gradients of the outputs into those of the inputs of `lif_op`."""
-    saved, leak, v_threshold, v, fired = ctx.saved_tensors
     gamma, _, grad_after_spike, temporal_gradient = ctx.options
-    x_seq, v_seq = (None, saved) if ctx.saves_v_seq else (saved, None)
-    grads = torch.ops.onespike.single_spike_lif_backward(
+    x_seq, leak, v_threshold, v, fired = ctx.saved_tensors
+    grad_x_seq, grad_leak, grad_threshold, grad_initial = torch.ops.onespike.single_spike_lif_backward(
         grad_s_seq,
         grad_v,
         grad_v_seq if ctx.returns_v_seq else None,
         x_seq,
-        v_seq,
         leak,
         v_threshold,
         v,
@@ -261,10 +244,8 @@ def differentiate(ctx, grad_s_seq, grad_v, grad_fired, grad_v_seq):
         gamma,
         grad_after_spike,
         temporal_gradient,
-        ctx.dtype,
         ctx.backend,
     )
-    grad_x_seq, grad_leak, grad_threshold, grad_initial = grads
     return grad_x_seq, grad_leak, grad_threshold, None if v is None else grad_initial, *[None] * 7
 
 

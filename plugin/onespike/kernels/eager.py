@@ -1,10 +1,12 @@
 """The "torch" backend: eqs. 6-8 and their hand-written BPTT in plain torch operators, on any device.
 
-The order of the operations is fixed, `(leak * U + x) - V * reset`, each rounded on its own, so that other
-backends can be bit-identical to it. On a CPU the neurons are taken in blocks whose steps stay in the cache.
+The order of the operations on U is fixed, `(leak * U + x) - V * reset`, each rounded on its own, so that other
+backends can be bit-identical to it. "Above the threshold" and "still waiting to fire" are 0 or 1 in the dtype of U, since
+torch is slow with bools. On a CPU neurons are taken through all steps in blocks that stay in the cache; the backward pass
+keeps the input alone and computes U again there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -32,25 +34,20 @@ def forward(
     leak, v_threshold = leak.to(dtype), v_threshold.to(dtype)
     s_seq, v_last = torch.empty_like(x_seq), torch.empty_like(x_seq[0], dtype=dtype)
     v_seq = torch.empty_like(x_seq, dtype=dtype) if return_v_seq else v_last.new_empty(0)
-    fired_last = torch.zeros_like(x_seq[0], dtype=torch.bool)
-    if fired is not None:
-        fired_last.copy_(fired)
+    fired_last = torch.empty_like(x_seq[0], dtype=torch.bool)
     for rows in blocks(x_seq):
-        x_steps, s_steps, has_fired = x_seq[:, rows], s_seq[:, rows], fired_last[rows]
+        s_steps, v_now = s_seq[:, rows], v_last[rows]
         decay, threshold = of_rows(leak, rows, x_seq), of_rows(v_threshold, rows, x_seq)
-        before = None if v is None else v[rows]
-        above = None if before is None else before > threshold
-        for t, x in enumerate(x_steps):
-            charged = v_seq[t, rows] if return_v_seq else v_last[rows]
-            if before is None or above is None:
-                charged.copy_(x)
+        initial = None if v is None else v[rows]
+        waiting = waiting_to_fire(fired, rows, v_now)
+        for t, above in enumerate(charge([v_now] * len(x_seq), x_seq[:, rows], decay, threshold, initial)):
+            if single_spike:
+                waiting.sub_(torch.mul(above, waiting, out=s_steps[t]))
             else:
-                torch.mul(before, decay, out=charged).add_(x).sub_(threshold * above)
-            before, above = charged, charged > threshold
-            s_steps[t] = above & ~has_fired if single_spike else above
-            has_fired |= above
-    if return_v_seq:
-        v_last.copy_(v_seq[-1])
+                waiting.mul_(1 - s_steps[t].copy_(above))
+            if return_v_seq:
+                v_seq[t, rows] = v_now
+        fired_last[rows] = waiting == 0
     return s_seq, v_last, fired_last, v_seq
 
 
@@ -58,7 +55,7 @@ def backward(
     grad_s_seq: Tensor | None,
     grad_v: Tensor | None,
     grad_v_seq: Tensor | None,
-    v_seq: Tensor,
+    x_seq: Tensor,
     leak: Tensor,
     v_threshold: Tensor,
     v: Tensor | None,
@@ -66,50 +63,90 @@ def backward(
     gamma: float,
     grad_after_spike: bool,
     temporal_gradient: bool,
-    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of x_seq (in `dtype`), leak, v_threshold and the initial v ([0] where there was none).
+    """Return the gradients of x_seq, leak, v_threshold and the initial v ([0] where there was none).
 
     With G^t = dL/dU^t, S^t = gamma * max(0, 1 - |U^t / V - 1|) and G^{T+1} the gradient of the returned state:
         G^t     = gO^t * S^t / V + leak * G^{t+1}          (temporal_gradient=False drops the second term)
         dL/dx^t = G^t
         dL/dleak = sum_t <G^t, U^{t-1}>
         dL/dV    = sum_t [ -<gO^t * S^t, U^t> / V^2 - <G^t, 1[U^{t-1} > V]> ]
+
+    S^t / V is taken as gamma / V^2 * max(0, min(U^t, 2 V - U^t)), which costs fewer operators.
     """
-    grad_x_seq = torch.empty_like(v_seq, dtype=dtype)
-    leak32, v_threshold32 = leak.to(v_seq.dtype), v_threshold.to(v_seq.dtype)
+    dtype = state_dtype(x_seq.dtype)
+    leak32, v_threshold32 = leak.to(dtype), v_threshold.to(dtype)
+    grad_x_seq = torch.empty_like(x_seq)
     grad_leak, grad_threshold = torch.zeros_like(leak32), torch.zeros_like(v_threshold32)
-    grad_initial = v_seq.new_empty(0) if v is None else torch.zeros_like(v)
-    for rows in blocks(v_seq):
-        v_steps, decay, threshold = v_seq[:, rows], of_rows(leak32, rows, v_seq), of_rows(v_threshold32, rows, v_seq)
-        leak_sum, threshold_sum = of_rows(grad_leak, rows, v_seq), of_rows(grad_threshold, rows, v_seq)
-        waiting = None if grad_after_spike else steps_before_firing(v_steps, threshold, None if fired is None else fired[rows])
-        carried = None if grad_v is None else grad_v[rows]
-        for t in reversed(range(v_seq.shape[0])):
-            now, before = v_steps[t], v_steps[t - 1] if t else None if v is None else v[rows]
-            total = grad_x_seq[t, rows] if dtype == v_seq.dtype else torch.empty_like(now)
-            if grad_s_seq is None:
-                total.zero_()
-            else:
-                through_spike = torch.div(now, threshold).sub_(1).abs_().neg_().add_(1).clamp_min_(0).mul_(gamma)
+    grad_initial = x_seq.new_empty(0, dtype=dtype) if v is None else torch.zeros_like(v)
+    for rows in blocks(x_seq):
+        decay, threshold = of_rows(leak32, rows, x_seq), of_rows(v_threshold32, rows, x_seq)
+        leak_sum, threshold_sum = of_rows(grad_leak, rows, x_seq), of_rows(grad_threshold, rows, x_seq)
+        initial = None if v is None else v[rows]
+        v_steps = [torch.empty_like(x_seq[0, rows], dtype=dtype) for _ in x_seq]
+        waiting_steps = [waiting_to_fire(fired, rows, v_steps[0])]
+        for above in charge(v_steps, x_seq[:, rows], decay, threshold, initial):
+            if not grad_after_spike:
+                waiting_steps.append(waiting_steps[-1] * (1 - above))
+
+        height, twice = gamma / threshold**2, 2 * threshold
+        scratch, decayed = torch.empty_like(v_steps[0]), torch.empty_like(v_steps[0])
+        carried, through_spike = None if grad_v is None else grad_v[rows], None
+        for t in reversed(range(len(x_seq))):
+            now, before = v_steps[t], v_steps[t - 1] if t else initial
+            if grad_s_seq is not None:
+                through_spike = torch.minimum(now, torch.sub(twice, now, out=scratch), out=scratch).clamp_min_(0).mul_(height)
                 through_spike.mul_(grad_s_seq[t, rows])
-                if waiting is not None:
-                    through_spike.mul_(waiting[t])
-                torch.div(through_spike, threshold, out=total)
-                threshold_sum -= through_spike.mul_(now).div_(threshold**2).sum_to_size(threshold.shape)
-            if carried is not None:
-                total.add_(carried)
-            if grad_v_seq is not None:
-                total.add_(grad_v_seq[t, rows])
+                if not grad_after_spike:
+                    through_spike.mul_(waiting_steps[t])
+                threshold_sum -= inner(through_spike, now, threshold) / threshold
+            total = grad_x_seq[t, rows] if x_seq.dtype == dtype else torch.empty_like(now)
+            write_sum(total, through_spike, carried, None if grad_v_seq is None else grad_v_seq[t, rows])
             if before is not None:
-                leak_sum += (total * before).sum_to_size(decay.shape)
-                threshold_sum -= (total * (before > threshold)).sum_to_size(threshold.shape)
-            carried = total * decay if temporal_gradient else None
-            if total.dtype != dtype:
+                leak_sum += inner(total, before, decay)
+                threshold_sum -= inner(total, torch.gt(before, threshold, out=scratch), threshold)
+            carried = torch.mul(total, decay, out=decayed) if temporal_gradient else None
+            if total.dtype != x_seq.dtype:
                 grad_x_seq[t, rows] = total
         if v is not None and carried is not None:
             grad_initial[rows] = carried
     return grad_x_seq, grad_leak.to(leak.dtype), grad_threshold.to(v_threshold.dtype), grad_initial
+
+
+def charge(
+    v_steps: Sequence[Tensor], x_steps: Iterable[Tensor], leak: Tensor, v_threshold: Tensor, v: Tensor | None
+) -> Iterator[Tensor]:
+    """Write U^t to v_steps[t], which may be the same memory at every t, and yield 1[U^t > V] after each step."""
+    above = torch.empty_like(v_steps[0])
+    if v is not None:
+        torch.gt(v, v_threshold, out=above)
+    for now, x in zip(v_steps, x_steps, strict=True):
+        if v is None:
+            now.copy_(x)
+        else:
+            torch.mul(v, leak, out=now).add_(x).addcmul_(above, v_threshold, value=-1)
+        yield torch.gt(now, v_threshold, out=above)
+        v = now
+
+
+def write_sum(out: Tensor, *terms: Tensor | None) -> None:
+    """Write the sum of the terms, those that are not None, to `out`."""
+    present = [term for term in terms if term is not None]
+    if len(present) > 1:
+        torch.add(present[0], present[1], out=out)
+    elif present:
+        out.copy_(present[0])
+    else:
+        out.zero_()
+    for term in present[2:]:
+        out.add_(term)
+
+
+def inner(a: Tensor, b: Tensor, parameter: Tensor) -> Tensor:
+    """Sum a * b, of which b is dense in memory, over what `parameter` was broadcast to."""
+    if parameter.numel() == 1 and a.stride() == b.stride():
+        return torch.dot(*(tensor.as_strided((tensor.numel(),), (1,)) for tensor in (a, b))).reshape(parameter.shape)
+    return (a * b).sum_to_size(parameter.shape)
 
 
 def blocks(sequence: Tensor) -> Iterator[slice]:
@@ -127,11 +164,6 @@ def of_rows(parameter: Tensor, rows: slice, sequence: Tensor) -> Tensor:
     return parameter[rows] if parameter.dim() == sequence.dim() - 1 and parameter.shape[0] > 1 else parameter
 
 
-def steps_before_firing(v_seq: Tensor, v_threshold: Tensor, fired: Tensor | None) -> list[Tensor]:
-    """For each step, whether a neuron had not crossed its threshold in any earlier step, each [N, *] bool."""
-    waiting = torch.ones_like(v_seq[0], dtype=torch.bool) if fired is None else ~fired
-    steps = []
-    for v in v_seq:
-        steps.append(waiting)
-        waiting = waiting & ~(v > v_threshold)
-    return steps
+def waiting_to_fire(fired: Tensor | None, rows: slice, like: Tensor) -> Tensor:
+    """Return 1 for the neurons of these rows that have not fired, 0 for the others, as a tensor like `like`."""
+    return torch.ones_like(like) if fired is None else torch.empty_like(like).copy_(~fired[rows])

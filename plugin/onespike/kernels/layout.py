@@ -99,11 +99,28 @@ class Layout:
         padded = value.reshape(*[1] * (len(self.step) - value.dim()), *value.shape)
         return padded.permute([d - 1 for d in self.order[1:]])
 
+    def per_neuron(self, value: Tensor) -> Tensor:
+        """Give each neuron its own leak or threshold, [M], from one broadcastable to [N, *]."""
+        return self.permuted(value).expand(self.step).reshape(-1)
+
     def sum_rows(self, partial: Tensor, parameter: Tensor) -> Tensor:
         """Add up partial sums [rows, parts of a row] to the shape and dtype of `parameter`, in a fixed order."""
         sums = partial.sum(1).view(*self.step[: self.leading], *[1] * (len(self.step) - self.leading))
-        inverse = sorted(range(len(self.step)), key=lambda d: self.order[d + 1])
-        return sums.permute(inverse).sum_to_size(parameter.shape).to(parameter.dtype)
+        return self.logical(sums[None])[0].sum_to_size(parameter.shape).to(parameter.dtype)
+
+    def sum_neurons(self, grads: Tensor, parameter: Tensor) -> Tensor:
+        """Add up the gradients of the neurons' own parameters, [M], to the shape and dtype of `parameter`."""
+        return self.logical(grads.view(1, *self.step))[0].sum_to_size(parameter.shape).to(parameter.dtype)
+
+    def logical(self, sequence: Tensor) -> Tensor:
+        """Bring the dimensions of a sequence that lie in memory order into those of [T, N, *]."""
+        return sequence.permute(sorted(range(len(self.order)), key=self.order.__getitem__))
+
+    def unflat(self, flat: Tensor, like: Tensor) -> Tensor:
+        """View contiguous [T, M] with the shape and strides of `torch.empty_like(like)`; copy only what must lie otherwise."""
+        if like.permute(self.order).is_contiguous():
+            return flat.as_strided(like.shape, like.stride())
+        return torch.empty_like(like, dtype=flat.dtype).copy_(self.logical(flat.view(-1, *self.step)))
 
 
 def layout_of(like: Tensor, *parameters: Tensor) -> Layout:
