@@ -1,38 +1,45 @@
 """Training steps and inference of a whole VGG, T = 5, with our neurons and with those of SpikingJelly and snnTorch.
 
 All networks are converted from one ANN, so they differ in their neurons alone: hybrid encoder, time folded into the batch for
-convolutions and linear layers, spike-time readout and loss are the same. All run in turn within each round.
+convolutions and linear layers, channels-last memory, spike-time readout and loss are the same. All run in turn within each
+round.
 
     python benchmarks/bench_network.py --out benchmarks/results/network_cpu.json
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure import interleave, peak_bytes, provenance, ratio, summary, write_json
+from measure import interleave, peak_bytes, provenance, ratio, summary, usable_device, warm_heap, write_json
 from peers import SnnTorch, SpikingJelly, onespike_node
 from torch import Tensor, nn
 
-from onespike.conversion import convert
+from onespike.conversion import calibrate_thresholds, convert
 from onespike.functional import available_backends, hybrid_cross_entropy
 from onespike.models import vgg
 
 CLASSES, T = 10, 5
-NETWORKS = {"vgg6": ("vgg6", 1.0), "vgg6 width/4": ("vgg6", 0.25), "vgg16": ("vgg16", 1.0)}
+NETWORKS = {"vgg6": ("vgg6", 1.0, 64), "vgg6 width/4": ("vgg6", 0.25, 256), "vgg16": ("vgg16", 1.0, 64)}
+"""Name -> architecture, width and batch size."""
 
 
 def make_networks(name: str, images: Tensor, device: torch.device) -> dict[str, nn.Module]:
-    """Convert one ANN with each kind of neuron; the thresholds make neurons fire without a calibration."""
-    architecture, width = NETWORKS[name]
+    """Convert one ANN with each kind of neuron."""
+    architecture, width, _ = NETWORKS[name]
     torch.manual_seed(0)
     ann = vgg(architecture, CLASSES, width=width, hidden=round(4096 * width)).to(device)
-    thresholds = {path: 0.5 for path, module in ann.named_modules() if isinstance(module, nn.ReLU)}
+    thresholds = calibrate_thresholds(ann, images[:16], timesteps=2 * T)
     neurons: dict[str, Any] = {f"onespike {backend}": onespike_node(backend) for backend in available_backends(device)}
-    neurons |= {"SpikingJelly LIFNode": SpikingJelly, "snnTorch Leaky": SnnTorch}
+    neurons |= {
+        "SpikingJelly LIFNode": SpikingJelly,
+        "SpikingJelly LIFNode, reset detached": partial(SpikingJelly, detach_reset=True),
+        "snnTorch Leaky": SnnTorch,
+    }
     return {
-        label: convert(ann, images, T=T, threshold_scale=1.0, leak=0.9, thresholds=thresholds, neuron=neuron).to(device)
+        label: convert(ann, images, T=T, leak=0.9, thresholds=thresholds, neuron=neuron).to(memory_format=torch.channels_last)
         for label, neuron in neurons.items()
     }
 
@@ -69,8 +76,8 @@ def infer(network: nn.Module, images: Tensor) -> Tensor:
 
 def measure_network(name: str, args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
     """Measure training and inference of one architecture."""
-    batch = args.batch_size
-    images = torch.rand(batch, 3, 32, 32, device=device) * 2 - 1
+    batch = args.batch_size or NETWORKS[name][2]
+    images = (torch.rand(batch, 3, 32, 32, device=device) * 2 - 1).to(memory_format=torch.channels_last)
     target = torch.randint(CLASSES, (batch,), device=device)
     networks = make_networks(name, images, device)
     check_parity(networks, images)
@@ -100,10 +107,11 @@ def measure_network(name: str, args: argparse.Namespace, device: torch.device) -
 
 def markdown(case: dict[str, Any]) -> str:
     """Lay out one case as a Markdown table."""
+    phase = {"train": "training step", "infer": "inference"}[case["phase"]]
     lines = [
-        f"{case['network']}, {case['phase']}, T = {case['T']}, batch {case['batch']}",
+        f"{case['network']}, {phase}, T = {case['T']}, batch {case['batch']}:",
         "",
-        "| neurons | ms | images/s | vs SpikingJelly | vs snnTorch | peak memory, MiB |",
+        "| neurons | ms | images/s | times faster than with SpikingJelly | than with snnTorch | peak memory, MiB |",
         "|---|---|---|---|---|---|",
     ]
     for label, row in sorted(case["rows"].items(), key=lambda item: item[1]["median_ms"]):
@@ -120,15 +128,17 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), help="default: vgg16 on a GPU only")
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, help="default: 64, or 256 for the narrow network")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--heap", choices=["warm", "default"], default="warm", help="keep freed memory, or leave glibc alone")
     parser.add_argument(
         "--quick", action="store_true", help="the narrow network, a batch of 4, three rounds: does the script run?"
     )
     parser.add_argument("--out", type=Path, default=Path("bench_network.json"), help="JSON; .md goes beside it")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
+    device = usable_device(args.device)
+    heap = warm_heap() if args.heap == "warm" else "default: large tensors are mapped, and their pages cleared, at every use"
     if args.quick:
         args.networks, args.batch_size, args.rounds = ["vgg6 width/4"], 4, 3
     elif args.networks is None:
@@ -137,7 +147,7 @@ def main() -> None:
     cases: list[dict[str, Any]] = []
     for name in args.networks:
         cases += measure_network(name, args, device)
-        write_json(args.out, {"benchmark": "network", **provenance(device), "heap": "warm", "cases": cases})
+        write_json(args.out, {"benchmark": "network", **provenance(device), "heap": heap, "cases": cases})
     args.out.with_suffix(".md").write_text("\n".join(map(markdown, cases)))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import matplotlib as mpl
 import torch
-from measure import interleave, peak_bytes, provenance, ratio, saved_bytes, summary, write_json
+from measure import interleave, peak_bytes, provenance, ratio, saved_bytes, summary, usable_device, warm_heap, write_json
 from peers import Reference, SnnTorch, SpikingJelly, onespike_node
 from torch import Tensor, nn
 
@@ -23,6 +23,7 @@ import matplotlib.pyplot as plt
 
 COPY = "copy of the same bytes"
 SHAPES = {"conv": (64, 64, 32, 32), "fc": (256, 4096)}
+GPU_SHAPES = {"conv": (256, 64, 32, 32), "fc": (256, 4096)}
 QUICK_SHAPES = {"conv": (8, 16, 16, 16), "fc": (16, 256)}
 
 
@@ -31,10 +32,11 @@ def make_peers(device: torch.device, T: int, max_compiled_T: int) -> dict[str, n
     peers: dict[str, nn.Module] = {f"onespike {name}": onespike_node(name)() for name in available_backends(device)}
     peers["reference loop"] = Reference()
     peers["SpikingJelly LIFNode"] = SpikingJelly()
+    peers["SpikingJelly LIFNode, reset detached"] = SpikingJelly(detach_reset=True)
     peers["SpikingJelly ParametricLIFNode"] = SpikingJelly(parametric=True)
     peers["snnTorch Leaky"] = SnnTorch()
     if max_compiled_T >= T:
-        peers["SpikingJelly LIFNode, compiled"] = torch.compile(SpikingJelly())  # type: ignore[assignment]
+        peers["SpikingJelly LIFNode, reset detached, compiled"] = torch.compile(SpikingJelly(detach_reset=True))  # type: ignore[assignment]
         peers["snnTorch Leaky, compiled"] = torch.compile(SnnTorch())  # type: ignore[assignment]
     return {name: peer.to(device).train() for name, peer in peers.items()}
 
@@ -105,9 +107,10 @@ def measure_case(kind: str, shape: tuple[int, ...], args: argparse.Namespace, de
 def markdown(case: dict[str, Any]) -> str:
     """Lay out one case as a Markdown table; memory in units of x_seq."""
     lines = [
-        f"{case['kind']} {case['shape']} {case['dtype']}",
+        f"One layer of neurons, {case['kind']}, forward and backward, x_seq {list(case['shape'])} {case['dtype']}:",
         "",
-        "| neuron | ms | x copy | vs SpikingJelly | vs snnTorch | peak memory | saved |",
+        "| neuron | ms | times a copy of the same bytes | times faster than SpikingJelly | than snnTorch | peak memory / x_seq "
+        "| saved / x_seq |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, row in sorted(case["rows"].items(), key=lambda item: item[1]["median_ms"]):
@@ -144,21 +147,24 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=11, help="timed rounds up to T = 5; half of them above")
     parser.add_argument("--max-compiled-T", type=int, default=5, help="compile the hosts' neurons up to this T")
+    parser.add_argument("--heap", choices=["warm", "default"], default="warm", help="keep freed memory, or leave glibc alone")
     parser.add_argument("--quick", action="store_true", help="small shapes, T = 5, three rounds: does the script run?")
     parser.add_argument("--out", type=Path, default=Path("bench_neuron.json"), help="JSON; .md and .png go beside it")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.quick:
         args.steps, args.rounds, args.max_compiled_T = [5], 3, 0
-    device = torch.device(args.device)
+    device = usable_device(args.device)
+    heap = warm_heap() if args.heap == "warm" else "default: large tensors are mapped, and their pages cleared, at every use"
 
+    shapes = QUICK_SHAPES if args.quick else GPU_SHAPES if device.type == "cuda" else SHAPES
     cases: list[dict[str, Any]] = []
     for kind in args.kinds:
         for T in args.steps:
-            shape = (T, *(QUICK_SHAPES if args.quick else SHAPES)[kind])
+            shape = (T, *shapes[kind])
             cases.append(measure_case(kind, shape, args, device))
             print(markdown(cases[-1]), flush=True)
-            write_json(args.out, {"benchmark": "neuron", **provenance(device), "heap": "warm", "cases": cases})
+            write_json(args.out, {"benchmark": "neuron", **provenance(device), "heap": heap, "cases": cases})
     args.out.with_suffix(".md").write_text("\n".join(map(markdown, cases)))
     plot(cases, args.out.with_suffix(".png"))
 

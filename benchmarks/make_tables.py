@@ -15,13 +15,22 @@ ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
 
 
+def is_shown(case: dict[str, Any]) -> bool:
+    """Whether a case goes into the README; all stand in the Markdown files beside the results."""
+    if "phase" in case:
+        return case["phase"] == "train"
+    return (case["kind"], case["shape"][0]) in {("conv", 5), ("fc", 20)}
+
+
 def section(record: dict[str, Any]) -> str:
-    """Lay out one result file: where it was measured, then a table per case."""
+    """Lay out one result file: a table per case, then where and how it was measured."""
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)
     machine = f"{record['cpu']}, {record['threads']} threads" if record["device"] == "cpu" else record["device"]
     layout = {"neuron": bench_neuron.markdown, "network": bench_network.markdown}[record["benchmark"]]
-    header = f"Measured on {machine}; {versions}; commit {record['commit'][:7]}; `{record['command']}`."
-    return "\n".join([header, "", *map(layout, record["cases"])])
+    source = (
+        f"{machine}; heap {record['heap']}; {versions}; commit {record['commit'][:7]}; `{record['command']}`; {record['date']}."
+    )
+    return "\n".join([*map(layout, filter(is_shown, record["cases"])), source, ""])
 
 
 def main() -> None:
@@ -35,10 +44,10 @@ def main() -> None:
     text = args.readme.read_text()
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise SystemExit(f"{args.readme} must hold the lines {BEGIN} and {END} once each, in this order")
-    sections = [section(json.loads(path.read_text())) for path in sorted(args.results.glob("*.json"))]
+    sections = [section(json.loads(path.read_text())) for path in sorted(args.results.glob("*.json"), reverse=True)]
     if not sections:
         raise SystemExit(f"{args.results} holds no results: run bench_neuron.py and bench_network.py first")
-    new = text[: text.index(BEGIN) + len(BEGIN)] + "\n" + "\n".join(sections) + text[text.index(END) :]
+    new = text[: text.index(BEGIN) + len(BEGIN)] + "\n\n" + "\n".join(sections) + text[text.index(END) :]
     if args.check and new != text:
         raise SystemExit(f"{args.readme} is out of date: run benchmarks/make_tables.py")
     args.readme.write_text(new)

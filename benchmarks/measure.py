@@ -1,5 +1,6 @@
 """Timing, memory and provenance, shared by the benchmarks."""
 
+import ctypes
 import gc
 import json
 import platform
@@ -16,6 +17,27 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 Work = Callable[[], Any]
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+
+
+def warm_heap() -> str:
+    """Keep freed memory in the process, as an allocator that caches would, and say in words what the heap is like.
+
+    Left alone, glibc maps every tensor above 32 MiB afresh and the kernel clears its pages one by one, which takes longer
+    than moving the data, and hits those who use few large tensors, such as the fused neurons and the plain copy.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None or not (mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1)):
+        return "as the system's allocator has it"
+    return "warm: freed memory stays in the process (glibc mallopt M_MMAP_MAX=0, M_TRIM_THRESHOLD=-1)"
+
+
+def usable_device(name: str) -> torch.device:
+    """Turn a name into a device, or end with what is missing."""
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit(f"--device {name} needs a CUDA device: torch.cuda.is_available() is False")
+    return device
 
 
 def interleave(works: dict[str, Work], rounds: int, device: torch.device) -> dict[str, list[float]]:

@@ -32,18 +32,22 @@ class OneSpike(SingleSpikeLIFNode):
 
 
 class SpikingJelly(base.MemoryModule):
-    """SpikingJelly's LIFNode or ParametricLIFNode with soft reset and a triangle as surrogate."""
+    """SpikingJelly's LIFNode or ParametricLIFNode with soft reset and a triangle as surrogate, all else as it comes.
 
-    def __init__(self, leak: float = 0.9, v_threshold: float = 1.0, *, parametric: bool = False) -> None:
+    `detach_reset` keeps the spike in the reset out of the gradient, as our neuron does; by default SpikingJelly does not.
+    """
+
+    def __init__(
+        self, leak: float = 0.9, v_threshold: float = 1.0, *, parametric: bool = False, detach_reset: bool = False
+    ) -> None:
         super().__init__()
         self.step_mode = "m"
         tau = 1 / (1 - min(leak, 0.9))  # SpikingJelly asks for tau > 1; its cost does not hang on the value
         settings = {
-            "decay_input": False,
             "v_threshold": v_threshold,
             "v_reset": None,
             "surrogate_function": surrogate.PiecewiseQuadratic(alpha=1.0),
-            "detach_reset": True,
+            "detach_reset": detach_reset,
             "step_mode": "m",
         }
         self.node = neuron.ParametricLIFNode(tau, **settings) if parametric else neuron.LIFNode(tau, **settings)

@@ -11,7 +11,7 @@ from torch._inductor import metrics
 from torch._inductor.utils import fresh_cache
 from torch.utils.checkpoint import checkpoint
 
-from onespike.functional import BackendUnavailableError, LIFState, single_spike_lif, why_unavailable
+from onespike.functional import BackendUnavailableError, LIFState, backends, single_spike_lif, why_unavailable
 from onespike.functional.backends import AUTO_COMPILES_FROM, resolve_backend
 from onespike.kernels import eager, inductor
 from onespike.kernels.layout import layout_of
@@ -287,6 +287,7 @@ def test_the_membrane_trace_and_its_gradient_are_the_same(T, five_steps_at_once)
 
 def test_without_a_compiler_it_says_so(monkeypatch):
     monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(backends, "USABLE", set())
     (reason,) = why_unavailable("inductor", "cpu")
     assert "C++ compiler" in reason
     with pytest.raises(BackendUnavailableError, match=r"needs a C\+\+ compiler: apt-get install g\+\+"):

@@ -3,7 +3,6 @@
 import functools
 import importlib
 import importlib.util
-import os
 import shutil
 
 import torch
@@ -115,16 +114,19 @@ def resolve_backend(backend: str, device_type: str, elements: int = 0) -> str:
     return backend
 
 
+USABLE: set[tuple[str, str]] = set()
+"""Backends that were found to run on a kind of device: the search takes as long as a small layer."""
+
+
 @torch.compiler.assume_constant_result
 def obstacles(backend: str, device_type: str) -> list[str]:
     """Do the work of `why_unavailable`, as a constant where torch.compile traces: it could not follow the search."""
-    return why_unavailable(backend, device_type)
-
-
-@functools.cache
-def is_found(names: tuple[str | None, ...], path: str | None) -> bool:
-    """Whether any of these programs is on the search path; remembered, for every call of the neuron asks."""
-    return any(name and shutil.which(name, path=path) for name in names)
+    if (backend, device_type) in USABLE:
+        return []
+    reasons = why_unavailable(backend, device_type)
+    if not reasons:
+        USABLE.add((backend, device_type))
+    return reasons
 
 
 def inductor_obstacles(device: torch.device) -> list[str]:
@@ -134,7 +136,7 @@ def inductor_obstacles(device: torch.device) -> list[str]:
     reasons = []
     if device.type not in ("cpu", "cuda"):
         reasons.append(f'backend "inductor" runs on CPU and CUDA devices, got device "{device}"')
-    if device.type == "cpu" and not is_found(config.cpp.cxx, os.environ.get("PATH")):
+    if device.type == "cpu" and not any(name and shutil.which(name) for name in config.cpp.cxx):
         reasons.append("torch.compile needs a C++ compiler: apt-get install g++ (or set the variable CXX to one)")
     if device.type == "cuda":
         if not torch.cuda.is_available():

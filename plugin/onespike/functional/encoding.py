@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from onespike.functional.checks import broadcasts, can_look_at, check_finite, check_floating, check_T
+from onespike.kernels.layout import memory_order
 
 IntensityRange = str | tuple[float | Tensor, float | Tensor]
 FIRST_OWN_DIM = {"image": 1, "image_channel": 2}
@@ -31,14 +32,19 @@ def spike_times(x: Tensor, T: int, *, intensity_range: IntensityRange) -> Tensor
         TypeError: `x` is not floating point (divide uint8 images by 255 first), or `T` is not an int.
         ValueError: T < 2, a malformed range, or, for CPU tensors, NaN or Inf in `x`.
     """
+    return _spike_times(x, T, intensity_range).long()
+
+
+def _spike_times(x: Tensor, T: int, intensity_range: IntensityRange) -> Tensor:
+    """Do the work of `spike_times`; return whole numbers in the dtype of x, float32 at least."""
     check_T(T, 2)
     check_floating("x", x, 1, "[N, *]")
     check_finite("x", x)
     x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
     low, high = range_of(x, intensity_range)
-    span = high - low
-    brightness = torch.where(span > 0, (x - low) / torch.where(span > 0, span, 1), 0)
-    return torch.floor(T - (T - 2) * brightness + 0.5).clamp(2, T).long()
+    span = torch.where(high > low, high - low, torch.inf)  # without a range every pixel counts as dark
+    brightness = (x - low) / span
+    return torch.floor(T - (T - 2) * brightness + 0.5).clamp(2, T)
 
 
 def hybrid_encode(x: Tensor, T: int, *, intensity_range: IntensityRange) -> Tensor:
@@ -54,7 +60,7 @@ def hybrid_encode(x: Tensor, T: int, *, intensity_range: IntensityRange) -> Tens
             ((0 - mean) / std, (1 - mean) / std).
 
     Returns:
-        [T, N, *] in the dtype of x.
+        [T, N, *] in the dtype of x, each step in its memory order (channels last stays channels last).
 
     Raises:
         TypeError, ValueError: as `spike_times`, with T >= 1.
@@ -65,9 +71,12 @@ def hybrid_encode(x: Tensor, T: int, *, intensity_range: IntensityRange) -> Tens
         check_finite("x", x)
         parse_range(intensity_range)
         return x.unsqueeze(0)
-    times = spike_times(x, T, intensity_range=intensity_range)
-    steps = torch.arange(2, T + 1, device=x.device).view(-1, *[1] * x.dim())
-    return torch.cat([x.unsqueeze(0), (times == steps).to(x.dtype)])
+    times = _spike_times(x, T, intensity_range)
+    order = memory_order(x)
+    x, times = x.permute(order), times.permute(order)
+    # eq_ writes 0 or 1 in the dtype of the times, several times as fast as by way of bools.
+    x_seq = torch.stack([x, *(times.clone().eq_(t).to(x.dtype) for t in range(2, T + 1))])
+    return x_seq.permute(0, *(1 + order.index(dim) for dim in range(x.dim())))
 
 
 def parse_range(
