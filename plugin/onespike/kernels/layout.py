@@ -122,6 +122,10 @@ class Layout:
             return flat.as_strided(like.shape, like.stride())
         return torch.empty_like(like, dtype=flat.dtype).copy_(self.logical(flat.view(-1, *self.step)))
 
+    def unflat_step(self, flat: Tensor, like: Tensor) -> Tensor:
+        """View contiguous [M] with the shape and strides of `torch.empty_like(like)`, as `unflat`."""
+        return self.unflat(flat[None], like[None])[0]
+
 
 def memory_order(tensor: Tensor) -> list[int]:
     """Return the dimensions in the order in which they lie in memory, the one with the largest stride first."""
