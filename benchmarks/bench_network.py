@@ -138,7 +138,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = usable_device(args.device)
-    heap = warm_heap() if args.heap == "warm" else "default: large tensors are mapped, and their pages cleared, at every use"
+    heap = warm_heap() if args.heap == "warm" else "as glibc manages it"
     if args.quick:
         args.networks, args.batch_size, args.rounds = ["vgg6 width/4"], 4, 3
     elif args.networks is None:

@@ -1,12 +1,14 @@
 """Time and memory of one layer of neurons, forward and backward, against the peers and against a copy of the same bytes.
 
 Every peer maps x_seq [T, N, *] to spikes and back-propagates a given dL/ds_seq to x_seq and its own parameters. All run in
-turn within each round. Nothing is timed unless every backend of ours equals the float32 reference first.
+turn within each round, and each round puts the input at other addresses. Nothing is timed unless every backend of ours equals
+the float32 reference first.
 
     python benchmarks/bench_neuron.py --out benchmarks/results/neuron_cpu.json
 """
 
 import argparse
+import random
 from pathlib import Path
 from typing import Any
 
@@ -41,28 +43,49 @@ def make_peers(device: torch.device, T: int, max_compiled_T: int) -> dict[str, n
     return {name: peer.to(device).train() for name, peer in peers.items()}
 
 
-def make_input(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Draw currents that fire about half of the neurons in 5 steps, and a gradient of the spikes."""
-    generator = torch.Generator(device).manual_seed(0)
-    x = torch.randn(shape, generator=generator, device=device) * 0.5 + 0.15
-    return x.to(dtype).requires_grad_(), torch.randn(shape, generator=generator, device=device).to(dtype)
+class Inputs:
+    """Currents `x` that fire about half of the neurons in 5 steps, and a gradient `grad` of the spikes, both `shape`."""
+
+    PAGE, LINE = 4096, 64  # bytes
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> None:
+        generator = torch.Generator(device).manual_seed(0)
+        x = torch.randn(shape, generator=generator, device=device) * 0.5 + 0.15
+        self.drawn = x.to(dtype), torch.randn(shape, generator=generator, device=device).to(dtype)
+        self.offsets = random.Random(0)
+        self.move()
+
+    def move(self) -> None:
+        """Put both at other places within a page of memory.
+
+        Steps are whole pages apart, so that all of them meet in the same lines of a cache; which lines those are of x, grad
+        and the results changes the time of a memory-bound loop by several percent.
+        """
+        placed = []
+        for tensor in self.drawn:
+            memory = torch.empty(tensor.numel() + self.PAGE // tensor.element_size(), dtype=tensor.dtype, device=tensor.device)
+            start = self.offsets.randrange(0, self.PAGE, self.LINE) // tensor.element_size()
+            placed.append(memory[start : start + tensor.numel()].view(tensor.shape).copy_(tensor))
+        self.x, self.grad = placed[0].requires_grad_(), placed[1]
 
 
-def step(peer: nn.Module, x: Tensor, grad: Tensor) -> None:
+def step(peer: nn.Module, inputs: Inputs) -> None:
     """Run forward and backward once, and free the gradients."""
-    peer(x).backward(grad)
+    peer(inputs.x).backward(inputs.grad)
     peer.zero_grad(set_to_none=True)
-    x.grad = None
+    inputs.x.grad = None
 
 
-def copy_same_bytes(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+def copy_same_bytes(inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Move what the neuron must: forward reads x and writes O; backward reads x and dL/dO and writes dL/dx."""
-    return x.detach().clone(), torch.add(x.detach(), grad)
+    x = inputs.x.detach()
+    return x.clone(), torch.add(x, inputs.grad)
 
 
 def check_parity(device: torch.device, dtype: torch.dtype, T: int) -> None:
     """Refuse to go on unless each backend's spikes equal the reference's and its gradients are close."""
-    x, grad = make_input((T, 16, 32, 33), device, dtype)
+    inputs = Inputs((T, 16, 32, 33), device, dtype)
+    x, grad = inputs.x, inputs.grad
     expected_node = Reference().to(device)
     expected = expected_node(x)
     expected.backward(grad)
@@ -86,13 +109,13 @@ def measure_case(kind: str, shape: tuple[int, ...], args: argparse.Namespace, de
     """Measure all peers on one shape [T, N, *]."""
     dtype = getattr(torch, args.dtype)
     check_parity(device, dtype, shape[0])
-    x, grad = make_input(shape, device, dtype)
-    size = x.numel() * x.element_size()
-    works: dict[str, Any] = {COPY: lambda: copy_same_bytes(x, grad)}
+    inputs = Inputs(shape, device, dtype)
+    size = inputs.x.nbytes
+    works: dict[str, Any] = {COPY: lambda: copy_same_bytes(inputs)}
     peers = make_peers(device, shape[0], args.max_compiled_T)
     for name, peer in peers.items():
-        works[name] = lambda peer=peer: step(peer, x, grad)
-    times = interleave(works, args.rounds if shape[0] <= 5 else max(3, args.rounds // 2), device)
+        works[name] = lambda peer=peer: step(peer, inputs)
+    times = interleave(works, args.rounds if shape[0] <= 5 else max(3, args.rounds // 2), device, inputs.move)
     rows = {}
     for name, seconds in times.items():
         rows[name] = summary(seconds) | {"times_copy": ratio(seconds, times[COPY])}
@@ -100,7 +123,7 @@ def measure_case(kind: str, shape: tuple[int, ...], args: argparse.Namespace, de
             rows[name]["speedup_over_spikingjelly"] = ratio(times["SpikingJelly LIFNode"], seconds)
             rows[name]["speedup_over_snntorch"] = ratio(times["snnTorch Leaky"], seconds)
             rows[name]["peak_extra_memory"] = peak_bytes(works[name], device) / size
-            rows[name]["saved_for_backward"] = saved_bytes(lambda peer=peers[name]: peer(x)) / size
+            rows[name]["saved_for_backward"] = saved_bytes(lambda peer=peers[name]: peer(inputs.x)) / size
     return {"kind": kind, "shape": shape, "dtype": args.dtype, "rounds": len(seconds), "rows": rows}
 
 
@@ -155,7 +178,7 @@ def main() -> None:
     if args.quick:
         args.steps, args.rounds, args.max_compiled_T = [5], 3, 0
     device = usable_device(args.device)
-    heap = warm_heap() if args.heap == "warm" else "default: large tensors are mapped, and their pages cleared, at every use"
+    heap = warm_heap() if args.heap == "warm" else "as glibc manages it"
 
     shapes = QUICK_SHAPES if args.quick else GPU_SHAPES if device.type == "cuda" else SHAPES
     cases: list[dict[str, Any]] = []

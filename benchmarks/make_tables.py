@@ -44,7 +44,8 @@ def main() -> None:
     text = args.readme.read_text()
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise SystemExit(f"{args.readme} must hold the lines {BEGIN} and {END} once each, in this order")
-    sections = [section(json.loads(path.read_text())) for path in sorted(args.results.glob("*.json"), reverse=True)]
+    records = [json.loads(path.read_text()) for path in sorted(args.results.glob("*.json"))]
+    sections = [section(record) for record in sorted(records, key=lambda record: record["benchmark"], reverse=True)]
     if not sections:
         raise SystemExit(f"{args.results} holds no results: run bench_neuron.py and bench_network.py first")
     new = text[: text.index(BEGIN) + len(BEGIN)] + "\n\n" + "\n".join(sections) + text[text.index(END) :]

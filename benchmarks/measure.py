@@ -40,7 +40,9 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
-def interleave(works: dict[str, Work], rounds: int, device: torch.device) -> dict[str, list[float]]:
+def interleave(
+    works: dict[str, Work], rounds: int, device: torch.device, before_round: Work | None = None
+) -> dict[str, list[float]]:
     """Run every work in turn in each round, so that a change of the machine's speed meets all; return seconds.
 
     In its turn a work runs twice and the second run is timed: in the first it pays for the caches and the heap that the work
@@ -51,6 +53,8 @@ def interleave(works: dict[str, Work], rounds: int, device: torch.device) -> dic
         work()
     gc.disable()
     for _ in range(rounds):
+        if before_round:
+            before_round()
         for name, work in works.items():
             work()
             times[name].append(time_once(work, device))
