@@ -345,6 +345,7 @@ STATE = LIFState(torch.zeros(2, 4), torch.zeros(2, 4, dtype=torch.bool))
         ((X, float("nan"), 1.0), {}, ValueError, r"leak must be in \[0, 1\], got nan"),
         ((X, torch.tensor([0.5, 0.5, 0.5, 2.0]), 1.0), {}, ValueError, "leak must be in .* got values from 0.5 to 2.0"),
         ((X, 0.9, 0.0), {}, ValueError, "v_threshold must be > 0, got 0.0"),
+        ((X, 0.9, float("inf")), {}, ValueError, "v_threshold must be finite, got inf"),
         ((X, 0.9, -0.5), {}, ValueError, r"v_threshold must be > 0, got -0.5 .*call project_\(\)"),
         (
             (X, torch.ones(3), 1.0),

@@ -13,13 +13,13 @@ KERNELS = {"torch": "onespike.kernels.eager"} | {name: f"onespike.kernels.{name}
 BACKENDS = tuple(KERNELS)
 """The names of the implementations; "auto" stands for the fastest usable one of them."""
 
-AUTO_COMPILES_FROM = 2**22
+AUTO_COMPILES_FROM = 2**20
 """Elements of x_seq, T x N x *, from which "auto" takes "inductor" on a CPU.
 
-Measured on 2 cores at T = 5, forward and backward: the two are equally fast at 5 thousand elements; "inductor" saves some
-3 ms at 1 million, 12 ms at 4 million and 100 ms at 21 million. Compiling both functions costs 14 s the first time and 3 s in
-later processes, from inductor's cache on disk; all layers of a network share them. At 4 million elements a few hundred
-passes earn the time back; a script of small layers never compiles. The rule looks at the shape alone, so that a run takes the
+Measured on 2 cores at T = 5, forward and backward: the two are equally fast at 20 thousand elements; "inductor" saves 2 ms at
+1 million, 10 ms at 4 million and 60 ms at 21 million. Compiling both functions costs 14 s the first time and 3 s in
+later processes, from inductor's cache on disk; all layers of a network share them. At 1 million elements an epoch or two of
+training earn the time back; a script of small layers never compiles. The rule looks at the shape alone, so that a run takes the
 same path again when it is resumed, recomputed under checkpointing, or repeated; ask for a backend by name to have it at
 any size. On CUDA "auto" takes "torch": nothing was measured there yet.
 """

@@ -41,8 +41,10 @@ def check_leak(name: str, leak: Tensor) -> None:
 
 
 def check_threshold(name: str, v_threshold: Tensor) -> None:
-    """Raise where a CPU tensor of thresholds is not above 0."""
-    check_within(name, v_threshold, bool((v_threshold > 0).all()) if can_look_at(v_threshold) else True, "> 0")
+    """Raise where a CPU tensor of thresholds is not above 0, or infinite."""
+    if can_look_at(v_threshold) and not ((v_threshold > 0) & (v_threshold < torch.inf)).all():
+        check_within(name, v_threshold, bool((v_threshold > 0).all()), "> 0")
+        check_within(name, v_threshold, False, "finite")
 
 
 def check_within(name: str, value: Tensor, holds: bool, rule: str) -> None:
