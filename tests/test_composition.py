@@ -70,6 +70,17 @@ def test_the_whole_network_compiles_without_a_graph_break(net):
     torch.testing.assert_close(results(net, torch.compile(net, fullgraph=True)), results(net), rtol=1e-4, atol=1e-5)
 
 
+def test_a_compiled_network_takes_batches_of_any_size(net):
+    torch._dynamo.reset()
+    compiled = torch.compile(net, fullgraph=True)  # the second size makes torch treat the batch as a variable
+    for images in (6, 4, 3):
+        x = batch(images)[0]
+        found = compiled(x).potential
+        functional.reset_net(net)
+        torch.testing.assert_close(found, net(x).potential, rtol=1e-4, atol=1e-5)
+        functional.reset_net(net)
+
+
 def test_channels_last(net):
     expected = results(net)
     functional.reset_net(net)

@@ -146,3 +146,11 @@ def test_bad_input_is_named(x, T, intensity_range, error, message):
 def test_spike_times_need_two_steps():
     with pytest.raises(ValueError, match="T must be >= 2, got 1"):
         spike_times(IMAGES, 1, intensity_range=(0.0, 1.0))
+
+
+def test_channels_last_images_give_channels_last_steps():
+    x = torch.rand(2, 3, 4, 5)
+    x_seq = hybrid_encode(x.to(memory_format=torch.channels_last), 5, intensity_range="image")
+    assert torch.equal(x_seq, hybrid_encode(x, 5, intensity_range="image"))
+    assert all(step.is_contiguous(memory_format=torch.channels_last) for step in x_seq)
+    assert hybrid_encode(x, 5, intensity_range="image").is_contiguous()

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from onespike.functional.checks import broadcasts, can_look_at, check_finite, check_floating, check_T
-from onespike.kernels.layout import memory_order
 
 IntensityRange = str | tuple[float | Tensor, float | Tensor]
 FIRST_OWN_DIM = {"image": 1, "image_channel": 2}
@@ -60,7 +59,7 @@ def hybrid_encode(x: Tensor, T: int, *, intensity_range: IntensityRange) -> Tens
             ((0 - mean) / std, (1 - mean) / std).
 
     Returns:
-        [T, N, *] in the dtype of x, each step in its memory order (channels last stays channels last).
+        [T, N, *] in the dtype of x; of channels-last images [N, C, H, W] every step is channels last.
 
     Raises:
         TypeError, ValueError: as `spike_times`, with T >= 1.
@@ -72,11 +71,12 @@ def hybrid_encode(x: Tensor, T: int, *, intensity_range: IntensityRange) -> Tens
         parse_range(intensity_range)
         return x.unsqueeze(0)
     times = _spike_times(x, T, intensity_range)
-    order = memory_order(x)
-    x, times = x.permute(order), times.permute(order)
+    channels_last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    if channels_last:
+        x, times = x.permute(0, 2, 3, 1), times.permute(0, 2, 3, 1)
     # eq_ writes 0 or 1 in the dtype of the times, several times as fast as by way of bools.
     x_seq = torch.stack([x, *(times.clone().eq_(t).to(x.dtype) for t in range(2, T + 1))])
-    return x_seq.permute(0, *(1 + order.index(dim) for dim in range(x.dim())))
+    return x_seq.permute(0, 1, 4, 2, 3) if channels_last else x_seq
 
 
 def parse_range(

@@ -127,14 +127,10 @@ class Layout:
         return self.unflat(flat[None], like[None])[0]
 
 
-def memory_order(tensor: Tensor) -> list[int]:
-    """Return the dimensions in the order in which they lie in memory, the one with the largest stride first."""
-    return sorted(range(tensor.dim()), key=lambda d: -tensor.stride()[d])
-
-
 def layout_of(like: Tensor, *parameters: Tensor) -> Layout:
     """Find the memory order of `like` [T, N, *], which is dense, and the rows in which no parameter varies."""
-    order = (0, *(1 + d for d in memory_order(like[0])))
+    strides = like.stride()
+    order = (0, *sorted(range(1, like.dim()), key=lambda d: -strides[d]))
     layout = Layout(order, tuple(like.shape[d] for d in order[1:]), 0)
     leading = max((last_varying(layout.permuted(parameter).shape) for parameter in parameters), default=0)
     whole = Layout(order, layout.step, leading)
