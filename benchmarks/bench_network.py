@@ -137,15 +137,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench_network.json"), help="JSON; .md goes beside it")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    device = usable_device(args.device)
+    on_gpu = args.device.startswith("cuda")
+    names = args.networks or (list(NETWORKS) if on_gpu else ["vgg6", "vgg6 width/4"])
+    device = usable_device(args.device, f"training steps and inference of {', '.join(names)} at T = {T}, by device events")
     heap = warm_heap() if args.heap == "warm" else "as glibc manages it"
     if args.quick:
-        args.networks, args.batch_size, args.rounds = ["vgg6 width/4"], 4, 3
-    elif args.networks is None:
-        args.networks = list(NETWORKS) if device.type == "cuda" else ["vgg6", "vgg6 width/4"]
+        names, args.batch_size, args.rounds = ["vgg6 width/4"], 4, 3
 
     cases: list[dict[str, Any]] = []
-    for name in args.networks:
+    for name in names:
         cases += measure_network(name, args, device)
         write_json(args.out, {"benchmark": "network", **provenance(device), "heap": heap, "cases": cases})
     args.out.with_suffix(".md").write_text("\n".join(map(markdown, cases)))

@@ -177,10 +177,13 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.quick:
         args.steps, args.rounds, args.max_compiled_T = [5], 3, 0
-    device = usable_device(args.device)
+    shapes = QUICK_SHAPES if args.quick else GPU_SHAPES if args.device.startswith("cuda") else SHAPES
+    cuts = ", ".join(f"{kind} {list(shapes[kind])}" for kind in args.kinds)
+    device = usable_device(
+        args.device, f"one layer of neurons, {args.dtype}, T = {args.steps}, [N, *] = {cuts}, by device events"
+    )
     heap = warm_heap() if args.heap == "warm" else "as glibc manages it"
 
-    shapes = QUICK_SHAPES if args.quick else GPU_SHAPES if device.type == "cuda" else SHAPES
     cases: list[dict[str, Any]] = []
     for kind in args.kinds:
         for T in args.steps:

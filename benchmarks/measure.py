@@ -32,11 +32,11 @@ def warm_heap() -> str:
     return "warm: freed memory stays in the process (glibc mallopt M_MMAP_MAX=0, M_TRIM_THRESHOLD=-1)"
 
 
-def usable_device(name: str) -> torch.device:
-    """Turn a name into a device, or end with what is missing."""
+def usable_device(name: str, plan: str) -> torch.device:
+    """Turn a name into a device, or end with what is missing and what would have been measured there."""
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise SystemExit(f"--device {name} needs a CUDA device: torch.cuda.is_available() is False")
+        raise SystemExit(f"--device {name} needs a CUDA device: torch.cuda.is_available() is False. It would measure {plan}")
     return device
 
 

@@ -63,7 +63,10 @@ def test_the_readme_is_made_from_the_recorded_results():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
 def test_a_missing_device_is_named():
-    assert "--device cuda needs a CUDA device" in run("bench_neuron.py", "--device", "cuda").stderr
+    neuron, network = (run(script, "--device", "cuda").stderr for script in ("bench_neuron.py", "bench_network.py"))
+    assert "--device cuda needs a CUDA device" in neuron
+    assert "It would measure one layer of neurons, float32, T = [2, 5, 10, 20], [N, *] = conv [256, 64, 32, 32]" in neuron
+    assert "It would measure training steps and inference of vgg6, vgg6 width/4, vgg16 at T = 5" in network
 
 
 def test_no_time_is_reported_when_parity_fails(monkeypatch):
