@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -21,11 +22,24 @@ def test_importing_onespike_needs_torch_alone():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_missing_host_names_the_remedy():
-    code = "import sys; sys.modules['spikingjelly'] = None; import onespike.spikingjelly"
+@pytest.mark.parametrize(
+    ("host", "message"),
+    [
+        ("spikingjelly", "onespike.spikingjelly needs SpikingJelly: pip install spikingjelly"),
+        ("snntorch", 'onespike.snntorch needs snnTorch: pip install "onespike[snntorch]"'),
+    ],
+)
+def test_a_missing_host_names_the_remedy(host, message):
+    code = f"import sys; sys.modules['{host}'] = None; import onespike.{host}"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode != 0
-    assert "ImportError: onespike.spikingjelly needs SpikingJelly: pip install spikingjelly" in result.stderr
+    assert f"ImportError: {message}" in result.stderr
+
+
+def test_neither_host_needs_the_other():
+    for host, other in (("spikingjelly", "snntorch"), ("snntorch", "spikingjelly")):
+        code = f"import sys; sys.modules['{other}'] = None; import onespike.{host}"
+        subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_imports_only_go_down():
@@ -54,8 +68,9 @@ def test_imports_only_go_down():
 
 def test_the_readmes_python_examples_run():
     text = (ROOT.parents[1] / "README.md").read_text()
-    composition, conversion, equivalent = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    composition, in_snntorch, conversion, equivalent = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     exec(composition, {})
+    exec(in_snntorch, {})
     ann = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10, bias=False))
     names = {"ann": ann, "training_images": torch.rand(40, 1, 8, 8)}
     exec(conversion, names)

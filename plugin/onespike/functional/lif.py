@@ -11,6 +11,9 @@ from onespike.functional.backends import KERNELS, resolve_backend
 from onespike.functional.checks import broadcasts, check_floating, check_leak, check_positive, check_threshold
 from onespike.kernels.reference import state_dtype
 
+MIN_THRESHOLD = 1e-3
+"""What a trained threshold is kept above."""
+
 
 class LIFState(NamedTuple):
     """What a neuron carries from one step to the next.
@@ -128,6 +131,12 @@ def lif_with_trace(
         name,
     )
     return s_seq, LIFState(v_last, fired_last), v_seq
+
+
+def project_parameters(leak: Tensor, v_threshold: Tensor) -> None:
+    """Bring trained values back to 0 <= leak <= 1 and v_threshold >= `MIN_THRESHOLD`, in place; under `torch.no_grad`."""
+    leak.clamp_(0, 1)
+    v_threshold.clamp_(min=MIN_THRESHOLD)
 
 
 def as_parameter(name: str, value: Tensor | float, x_seq: Tensor) -> Tensor:

@@ -138,6 +138,14 @@ def hybrid_cross_entropy(
     return cross_entropy(potential) + cross_entropy(-spike_time)
 
 
+def check_loss_settings(reduction: str, label_smoothing: float) -> None:
+    """Raise a ValueError unless `hybrid_cross_entropy` takes these settings."""
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+
+
 def predict(readout: Readout, rule: str = "potential") -> Tensor:
     """Decide each image's class.
 

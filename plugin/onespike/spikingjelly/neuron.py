@@ -7,11 +7,9 @@ from torch import Tensor, nn
 
 from onespike.functional.backends import BACKENDS, check_backend
 from onespike.functional.checks import check_positive, check_T
-from onespike.functional.lif import LIFState, lif_with_trace
+from onespike.functional.lif import LIFState, lif_with_trace, project_parameters
 from onespike.kernels.reference import state_dtype
 from onespike.spikingjelly.memory import CopyableMemory
-
-MIN_THRESHOLD = 1e-3
 
 
 class SingleSpikeLIFNode(CopyableMemory):
@@ -122,8 +120,7 @@ class SingleSpikeLIFNode(CopyableMemory):
     @torch.no_grad()
     def project_(self) -> None:
         """Bring the parameters back to 0 <= leak <= 1 and v_threshold >= 1e-3, in place; call after the optimizer step."""
-        self.leak.clamp_(0, 1)
-        self.v_threshold.clamp_(min=MIN_THRESHOLD)
+        project_parameters(self.leak, self.v_threshold)
 
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """Map currents [T, N, *] to spikes [T, N, *], going on from the stored state."""

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from onespike.functional import Readout, hybrid_cross_entropy, spike_time_readout
 from onespike.functional.checks import check_positive
-from onespike.functional.readout import TIME_GRADIENTS
+from onespike.functional.lif import MIN_THRESHOLD
+from onespike.functional.readout import TIME_GRADIENTS, check_loss_settings
 from onespike.spikingjelly.memory import CopyableMemory
-from onespike.spikingjelly.neuron import MIN_THRESHOLD
 
 
 class SpikeTimeReadout(CopyableMemory):
@@ -102,10 +102,7 @@ class HybridCrossEntropyLoss(nn.Module):
 
     def __init__(self, reduction: str = "mean", weight: Tensor | None = None, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        if reduction not in ("mean", "sum", "none"):
-            raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
-        if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+        check_loss_settings(reduction, label_smoothing)
         self.reduction = reduction
         self.label_smoothing = label_smoothing
         self.weight: Tensor | None

@@ -1,0 +1,84 @@
+"""Encoder, loss and accuracies, named and called as snnTorch's own."""
+
+from torch import Tensor
+
+from onespike.functional import Readout, hybrid_cross_entropy, hybrid_encode, predict
+from onespike.functional.encoding import IntensityRange
+from onespike.functional.readout import check_loss_settings
+
+
+def hybrid(data: Tensor, num_steps: int, *, intensity_range: IntensityRange) -> Tensor:
+    """Encode images as the analogue pixel at the first step and one spike per pixel after it (eqs. 4-5).
+
+    It stands beside `snntorch.spikegen.latency`, which is its spike half.
+
+    Args:
+        data: images, [B, ...], floating point.
+        num_steps: number of time steps T, at least 1.
+        intensity_range: (low, high), "image" or "image_channel"; see `onespike.functional.hybrid_encode`.
+
+    Returns:
+        [num_steps, B, ...] in the dtype of `data`.
+
+    Raises:
+        TypeError, ValueError: as `onespike.functional.hybrid_encode`.
+    """
+    return hybrid_encode(data, num_steps, intensity_range=intensity_range)
+
+
+class ce_spike_time_potential_loss:  # noqa: N801, the host's style
+    """Sum of the cross-entropies of the output's potential and of its negated spike time (eqs. 11-12).
+
+    Equation:
+        L = CE(mem, y) + CE(-spike_time, y)
+
+    Call it as loss_fn(readout, targets): `readout` is the pair (mem, spike_time), each [B, K], that `SpikeTimeReadout`
+    returns, `targets` are class indices, [B].
+
+    Args:
+        reduction: "mean" over the batch, "sum" or "none".
+        weight: a weight per class, [K].
+        label_smoothing: share of the target spread over all classes, in [0, 1].
+    """
+
+    def __init__(self, reduction: str = "mean", weight: Tensor | None = None, label_smoothing: float = 0.0) -> None:
+        check_loss_settings(reduction, label_smoothing)
+        self.reduction = reduction
+        self.weight = weight
+        self.label_smoothing = label_smoothing
+        self.__name__ = "ce_spike_time_potential_loss"
+
+    def __call__(self, readout: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
+        """Return the loss, 0-d, or [B] for reduction "none"."""
+        weight = None if self.weight is None else self.weight.to(targets.device)
+        return hybrid_cross_entropy(
+            checked(readout), targets, reduction=self.reduction, weight=weight, label_smoothing=self.label_smoothing
+        )
+
+
+def accuracy_potential(readout: tuple[Tensor, Tensor], targets: Tensor) -> float:
+    """Return the share of images, 0..1, whose class has the highest potential."""
+    return accuracy(readout, targets, "potential")
+
+
+def accuracy_combined(readout: tuple[Tensor, Tensor], targets: Tensor) -> float:
+    """Return the share of images, 0..1, whose class has the highest potential minus spike time."""
+    return accuracy(readout, targets, "combined")
+
+
+def accuracy_time(readout: tuple[Tensor, Tensor], targets: Tensor) -> float:
+    """Return the share of images, 0..1, whose class spikes first; ties go to the higher potential."""
+    return accuracy(readout, targets, "time")
+
+
+def accuracy(readout: tuple[Tensor, Tensor], targets: Tensor, rule: str) -> float:
+    """Return the share of images that `rule` gets right."""
+    return (predict(checked(readout), rule) == targets).float().mean().item()
+
+
+def checked(readout: tuple[Tensor, Tensor]) -> Readout:
+    """Raise a TypeError unless `readout` is a pair of tensors: recorded spikes or currents must go through a readout first."""
+    if not isinstance(readout, tuple) or len(readout) != 2:
+        got = f"a tensor of shape {tuple(readout.shape)}" if isinstance(readout, Tensor) else type(readout).__name__
+        raise TypeError(f"readout must be the pair (mem, spike_time) that SpikeTimeReadout returns, got {got}")
+    return Readout(*readout)

@@ -1,0 +1,177 @@
+"""The single-spike LIF neuron as a snnTorch neuron."""
+
+from typing import Any
+
+import snntorch
+import torch
+from snntorch import utils
+from torch import Tensor, nn
+
+from onespike.functional.backends import check_backend
+from onespike.functional.checks import check_positive
+from onespike.functional.lif import LIFState, lif_with_trace, project_parameters
+
+
+class SingleSpikeLeaky(snntorch.SpikingNeuron):
+    """snnTorch's `Leaky` that fires at most once per sequence, with trainable beta and threshold (eqs. 6-8, 19-23).
+
+    Equations:
+        mem^t = beta * mem^{t-1} + x^t - threshold * 1[mem^{t-1} > threshold]
+        spk^t = 1 if mem^t > threshold and no earlier mem^s > threshold, else 0
+
+    The potential is that of `Leaky` with `reset_mechanism="subtract"`; whether a neuron has fired is the second state. As
+    with every snnTorch neuron there are three ways to run it:
+
+        fired, mem = node.reset_mem()              # step by step, the state in your hands
+        for x in x_seq:
+            spk, fired, mem = node(x, fired, mem)
+
+        node = SingleSpikeLeaky(init_hidden=True)  # step by step, the state inside: spk = node(x)
+        spk, mem = node.sequence(x_seq)            # all of [T, B, ...] at once, no state kept: the fast way
+
+    `snntorch.utils.reset` knows the host's own neurons only: between sequences call `reset(net)` of this module, or
+    `reset_mem()` of each node. After each optimizer step call `project_()`. Give neither parameter weight decay.
+
+    Args:
+        beta: initial leak, the factor by which mem decays in a step, in [0, 1].
+        threshold: initial firing threshold > 0, in the unit of mem.
+        learn_beta: make `beta` a parameter; a buffer otherwise.
+        learn_threshold: make `threshold` a parameter; a buffer otherwise.
+        init_hidden: keep the state inside; a call then takes x alone and returns spk.
+        output: with `init_hidden`, return (spk, fired, mem) all the same, as the last layer does in `nn.Sequential`.
+        gamma: height of the triangular surrogate gradient.
+        single_spike: at most one spike per neuron; False emits a spike at every crossing.
+        grad_after_spike: keep the surrogate gradient after the first spike.
+        temporal_gradient: back-propagate through time.
+        backend: "auto", "torch", "inductor", "cupy" or "triton"; see `onespike.functional.why_unavailable`.
+
+    Attributes:
+        beta, threshold: 0-d.
+        fired, mem: the state if `init_hidden`, [B, ...]; of shape [0] before the first step.
+
+    Raises:
+        ValueError: an argument leaves its range, or, at a call, the batch or layer size changed without a reset.
+        TypeError: the state is passed although it is kept inside, or only half of it is passed.
+    """
+
+    beta: Tensor
+    threshold: Tensor
+    fired: Tensor
+    mem: Tensor
+
+    def __init__(
+        self,
+        beta: float = 1.0,
+        threshold: float = 1.0,
+        learn_beta: bool = True,
+        learn_threshold: bool = True,
+        init_hidden: bool = False,
+        output: bool = False,
+        *,
+        gamma: float = 0.3,
+        single_spike: bool = True,
+        grad_after_spike: bool = True,
+        temporal_gradient: bool = True,
+        backend: str = "auto",
+    ) -> None:
+        if not 0 <= float(beta) <= 1:
+            raise ValueError(f"beta must be in [0, 1], got {beta}")
+        check_positive("threshold", float(threshold))
+        check_positive("gamma", gamma)
+        check_backend(backend)
+        # The surrogate is the fused core's own; the host's default one could not be pickled.
+        super().__init__(float(threshold), None, True, init_hidden, learn_threshold=learn_threshold, output=output)
+        snntorch.SpikingNeuron.instances.remove(self)  # the host's list keeps every neuron alive, and serves others only
+        if learn_beta:
+            self.beta = nn.Parameter(torch.tensor(float(beta)))
+        else:
+            self.register_buffer("beta", torch.tensor(float(beta)))
+        self.gamma = gamma
+        self.single_spike = single_spike
+        self.grad_after_spike = grad_after_spike
+        self.temporal_gradient = temporal_gradient
+        self.backend = backend
+        self.register_buffer("fired", torch.zeros(0, dtype=torch.bool), persistent=False)
+        self.register_buffer("mem", torch.zeros(0), persistent=False)
+
+    def reset_mem(self) -> tuple[Tensor, Tensor]:
+        """Forget the state, and return the one to start with: (fired, mem), each of shape [0]."""
+        self.fired = self.fired.new_zeros(0)
+        self.mem = self.mem.new_zeros(0).detach()
+        return self.fired, self.mem
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Bring the parameters back to 0 <= beta <= 1 and threshold >= 1e-3, in place; call after the optimizer step."""
+        project_parameters(self.beta, self.threshold)
+
+    def forward(
+        self, input_: Tensor, fired: Tensor | None = None, mem: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Run one step.
+
+        Args:
+            input_: currents, [B, ...].
+            fired, mem: what the step before returned, each [B, ...], or what `reset_mem` returned; both None at the first
+                step, and always with `init_hidden`.
+
+        Returns:
+            (spk, fired, mem), each [B, ...]; spk alone with `init_hidden` and without `output`.
+        """
+        if not isinstance(input_, Tensor):
+            kind = type(input_).__name__
+            raise TypeError(f"input_ must be a tensor, got {kind}: take the spikes out of what another neuron returns")
+        if self.init_hidden:
+            if fired is not None or mem is not None:
+                raise TypeError("fired and mem must not be passed with init_hidden=True: the neuron keeps its own state")
+            fired, mem = self.fired, self.mem
+        elif (fired is None) != (mem is None):
+            missing = "fired" if fired is None else "mem"
+            raise TypeError(f"fired and mem must be passed together, got no {missing}: call node(x, fired, mem)")
+        state = None
+        if fired is not None and mem is not None and not fired.shape == mem.shape == (0,) != input_.shape:
+            state = LIFState(mem, fired)
+        spk, (mem, fired), _ = self._run(input_.unsqueeze(0), state, return_v_seq=False)
+        if self.init_hidden:
+            self.fired, self.mem = fired, mem
+            if not self.output:
+                return spk[0]
+        return spk[0], fired, mem
+
+    def sequence(self, x_seq: Tensor) -> tuple[Tensor, Tensor]:
+        """Map the currents of a whole sequence to spikes and potentials, each [T, B, ...]; the state inside is not touched."""
+        spk, _, mem = self._run(x_seq, None, return_v_seq=True)
+        return spk, mem
+
+    def _run(self, x_seq: Tensor, state: LIFState | None, return_v_seq: bool) -> tuple[Tensor, LIFState, Tensor]:
+        return lif_with_trace(
+            x_seq,
+            self.beta,
+            self.threshold,
+            state=state,
+            gamma=self.gamma,
+            single_spike=self.single_spike,
+            grad_after_spike=self.grad_after_spike,
+            temporal_gradient=self.temporal_gradient,
+            backend=self.backend,
+            return_v_seq=return_v_seq,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the graph that computed the state behind: autograd's tensors refuse to be copied."""
+        buffers = {name: None if buffer is None else buffer.detach() for name, buffer in self._buffers.items()}
+        return self.__dict__ | {"_buffers": buffers}
+
+    def extra_repr(self) -> str:
+        return (
+            f"beta={self.beta.item():.4g}, threshold={self.threshold.item():.4g}, single_spike={self.single_spike}, "
+            f"init_hidden={self.init_hidden}, output={self.output}, backend={self.backend}"
+        )
+
+
+def reset(net: nn.Module) -> None:
+    """Clear the state of every neuron of `net` before a new sequence: ours, however deep, and the host's by its own rules."""
+    utils.reset(net)
+    for module in net.modules():
+        if isinstance(module, SingleSpikeLeaky):
+            module.reset_mem()

@@ -1,0 +1,57 @@
+"""The output layer as a module for snnTorch networks."""
+
+import torch
+from torch import Tensor, nn
+
+from onespike.functional import Readout, spike_time_readout
+from onespike.functional.checks import check_positive
+from onespike.functional.lif import MIN_THRESHOLD
+from onespike.functional.readout import TIME_GRADIENTS
+
+
+class SpikeTimeReadout(nn.Module):
+    """Accumulate the last layer's currents and read potential and spike time (eqs. 9-10, 15-17): [T, B, K] -> `Readout`.
+
+    Args:
+        threshold: initial output threshold V_L > 0, in the unit of the accumulated potential.
+        half_width: of the spike time's surrogate gradient, in the unit of the potential; the paper's beta.
+        time_gradient: "threshold" (the paper), "full", "off" or "eq17"; see `onespike.functional.spike_time_readout`.
+        learn_threshold: make `threshold` a parameter; a buffer otherwise.
+
+    Raises:
+        ValueError: an argument leaves its range.
+    """
+
+    threshold: Tensor
+
+    def __init__(
+        self,
+        threshold: float = 1.0,
+        *,
+        half_width: float = 0.2,
+        time_gradient: str = "threshold",
+        learn_threshold: bool = True,
+    ) -> None:
+        super().__init__()
+        check_positive("threshold", threshold)
+        check_positive("half_width", half_width)
+        if time_gradient not in TIME_GRADIENTS:
+            raise ValueError(f"time_gradient must be one of {TIME_GRADIENTS}, got {time_gradient!r}")
+        if learn_threshold:
+            self.threshold = nn.Parameter(torch.tensor(float(threshold)))
+        else:
+            self.register_buffer("threshold", torch.tensor(float(threshold)))
+        self.half_width = half_width
+        self.time_gradient = time_gradient
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Bring the threshold back to >= 1e-3, in place; call after the optimizer step."""
+        self.threshold.clamp_(min=MIN_THRESHOLD)
+
+    def forward(self, cur_rec: Tensor) -> Readout:
+        """Read out the recorded currents of the last layer, [T, B, K]."""
+        return spike_time_readout(cur_rec, self.threshold, beta=self.half_width, time_gradient=self.time_gradient)
+
+    def extra_repr(self) -> str:
+        return f"threshold={self.threshold.item():.4g}, half_width={self.half_width:.4g}, time_gradient={self.time_gradient}"
