@@ -6,6 +6,7 @@ Energy-Efficient Deep Spiking Neural Networks with Single-Spike Hybrid Input Enc
 
 from onespike.functional.backends import BackendUnavailableError, available_backends, why_unavailable
 from onespike.functional.encoding import hybrid_encode, spike_times
+from onespike.functional.events import hybrid_encode_events
 from onespike.functional.lif import LIFState, SingleSpikeLIFOutput, single_spike_lif
 from onespike.functional.readout import Readout, hybrid_cross_entropy, predict, spike_time_readout
 from onespike.kernels.reference import single_spike_lif_ref
@@ -18,6 +19,7 @@ __all__ = [
     "available_backends",
     "hybrid_cross_entropy",
     "hybrid_encode",
+    "hybrid_encode_events",
     "predict",
     "single_spike_lif",
     "single_spike_lif_ref",

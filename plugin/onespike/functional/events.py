@@ -1,0 +1,105 @@
+"""The hybrid code of an event camera: the frame first, then each pixel's first event (Section III)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onespike.functional.checks import check_floating, check_T
+
+FIELDS = ("x", "y", "t", "p")
+
+
+def hybrid_encode_events(frame: Tensor, events: Any, T: int, *, window: tuple[int, int] | None = None) -> Tensor:
+    """Encode a frame as the analogue image at t = 1, followed by one spike per pixel and polarity at its first event.
+
+    Equation:
+        X^1 = (frame, 0, 0),   X^t = (0, 1[T_darker == t], 1[T_brighter == t]) for t >= 2
+        T_p = 2 + floor((T - 1) * (first event of polarity p - start) / (end - start)), at most T
+
+    T - 1 bins of equal length divide the window; its end belongs to the last. A pixel without events of a polarity stays
+    silent in it.
+
+    Args:
+        frame: intensities, [C, H, W], or [N, C, H, W] for a batch; floating point.
+        events: for a frame, its events: a NumPy structured array with the fields x, y, t and p (tonic's format), or a tensor
+            [E, 4] with the columns x, y, t, p. x is the column in 0..W-1, y the row in 0..H-1, t a time in any unit, such as
+            microseconds, in any order, and p the polarity: 1 or True for brighter, 0, -1 or False for darker. For a batch, a
+            sequence of N of them.
+        T: number of time steps, at least 2.
+        window: (start, end) in the unit of t; events outside are left out. None for each recording's first and last event.
+
+    Returns:
+        [T, C + 2, H, W] or [T, N, C + 2, H, W] in the dtype of `frame`: the frame's channels, darker, brighter.
+
+    Raises:
+        TypeError: `frame` is not floating point, or `events` are none of the formats.
+        ValueError: T < 2, a shape does not fit, an event lies off the sensor, a polarity is unknown, or the window is empty.
+    """
+    check_T(T, 2)
+    check_floating("frame", frame, 3, "[C, H, W] or [N, C, H, W]")
+    if frame.dim() == 3:
+        return hybrid_encode_events(frame.unsqueeze(0), [events], T, window=window)[:, 0]
+    if frame.dim() != 4:
+        raise ValueError(f"frame must be [C, H, W] or [N, C, H, W], got shape {tuple(frame.shape)}")
+    if not isinstance(events, Sequence) or len(events) != len(frame):
+        given = f"{len(events)} recordings" if isinstance(events, Sequence) else type(events).__name__
+        raise ValueError(f"events must be a sequence of one recording for each of the {len(frame)} frames, got {given}")
+    if window is not None and not window[0] < window[1]:
+        raise ValueError(f"window must be (start, end) with start < end, got {window}")
+    _, channels, height, width = frame.shape
+    first_step = torch.cat([frame, frame.new_zeros(len(frame), 2, height, width)], 1).unsqueeze(0)
+    spikes = frame.new_zeros(T - 1, len(frame), channels + 2, height, width)
+    steps = torch.arange(2, T + 1, device=frame.device).view(-1, 1, 1, 1)
+    for n, recording in enumerate(events):
+        spikes[:, n, channels:] = (first_event_times(recording, height, width, T, window).to(frame.device) == steps).to(
+            frame.dtype
+        )
+    return torch.cat([first_step, spikes])
+
+
+def first_event_times(events: Any, height: int, width: int, T: int, window: tuple[int, int] | None = None) -> Tensor:
+    """Return the step in 2..T of each pixel's first event, 0 where there is none: [2, H, W], int64, darker before brighter.
+
+    Args, Raises: as `hybrid_encode_events`.
+    """
+    x, y, t, p = columns(events)
+    polarity = (p > 0).long()
+    if not bool(((p == 0) | (p == 1) | (p == -1)).all()):
+        raise ValueError(f"events: p must be 0 or -1 (darker) or 1 (brighter), got {p[(p != 0) & (p.abs() != 1)][0].item()}")
+    for name, values, size in (("x", x, width), ("y", y, height)):
+        if not bool(((values >= 0) & (values < size)).all()):
+            low, high = values.min().item(), values.max().item()
+            raise ValueError(f"events: {name} must be in 0..{size - 1}, the size of the frame, got values from {low} to {high}")
+    steps = torch.zeros(2 * height * width, dtype=torch.int64)
+    if len(t) and window is None:
+        window = t.min().item(), t.max().item()  # type: ignore[assignment]
+    if len(t) == 0 or window is None:
+        return steps.view(2, height, width)
+
+    start, end = window
+    inside = (t >= start) & (t <= end)
+    pixel = ((polarity * height + y.long()) * width + x.long())[inside]
+    # A single instant has no length: all its events are first.
+    step = torch.clamp(2 + ((T - 1) * (t[inside] - start)).div(end - start or 1, rounding_mode="floor").long(), max=T)
+    steps.fill_(T + 1).scatter_reduce_(0, pixel, step, "amin")
+    return steps.masked_fill_(steps > T, 0).view(2, height, width)
+
+
+def columns(events: Any) -> list[Tensor]:
+    """Return x, y, t and p of a recording as tensors on the CPU; whole numbers stay whole.
+
+    Raises:
+        TypeError: it is neither a structured array nor a tensor [E, 4].
+    """
+    if isinstance(events, Tensor):
+        if events.dim() != 2 or events.shape[1] != len(FIELDS) or events.dtype == torch.bool:
+            raise TypeError(f"events must be a tensor [E, 4] of numbers x, y, t, p, got {events.dtype} {tuple(events.shape)}")
+        return list(events.detach().cpu().unbind(1))
+    names = getattr(getattr(events, "dtype", None), "names", None)
+    if names is None or not set(FIELDS) <= set(names):
+        what = f"fields {names}" if names else type(events).__name__
+        raise TypeError(f"events must be a structured array with the fields x, y, t, p, or a tensor [E, 4], got {what}")
+    whole = [events[name].astype("float64" if events[name].dtype.kind == "f" else "int64") for name in FIELDS]
+    return [torch.from_numpy(values) for values in whole]
