@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from spikingjelly.activation_based import neuron
 from torch import nn
 
 import onespike
+from onespike.spikingjelly import SingleSpikeLIFNode
 
 ROOT = Path(onespike.__file__).parent
 
@@ -46,6 +48,7 @@ def test_imports_only_go_down():
     floors = {
         "kernels": 0,
         "functional": 1,
+        "swap": 1,
         "spikingjelly": 2,
         "snntorch": 2,
         "models": 2,
@@ -68,9 +71,11 @@ def test_imports_only_go_down():
 
 def test_the_readmes_python_examples_run():
     text = (ROOT.parents[1] / "README.md").read_text()
-    composition, in_snntorch, conversion, equivalent = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    composition, in_snntorch, swap, conversion, equivalent = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     exec(composition, {})
     exec(in_snntorch, {})
+    exec(swap, names := {"spikingjelly_net": nn.Sequential(nn.Linear(4, 3), neuron.LIFNode())})
+    assert isinstance(names["net"][1], SingleSpikeLIFNode)
     ann = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10, bias=False))
     names = {"ann": ann, "training_images": torch.rand(40, 1, 8, 8)}
     exec(conversion, names)

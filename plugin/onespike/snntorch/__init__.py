@@ -17,6 +17,7 @@ from onespike.snntorch.functional import (
 )
 from onespike.snntorch.neuron import SingleSpikeLeaky, reset
 from onespike.snntorch.readout import SpikeTimeReadout
+from onespike.snntorch.swap import to_single_spike
 
 __all__ = [
     "SingleSpikeLeaky",
@@ -27,4 +28,5 @@ __all__ = [
     "ce_spike_time_potential_loss",
     "hybrid",
     "reset",
+    "to_single_spike",
 ]

@@ -11,6 +11,7 @@ except ImportError as error:
 from onespike.spikingjelly.encoder import DirectEncoder, HybridEncoder
 from onespike.spikingjelly.neuron import SingleSpikeLIFNode, project_net
 from onespike.spikingjelly.readout import HybridCrossEntropyLoss, SpikeTimeReadout
+from onespike.spikingjelly.swap import to_single_spike
 
 __all__ = [
     "DirectEncoder",
@@ -19,4 +20,5 @@ __all__ = [
     "SingleSpikeLIFNode",
     "SpikeTimeReadout",
     "project_net",
+    "to_single_spike",
 ]
