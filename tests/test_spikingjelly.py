@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from spikingjelly.activation_based import base, functional, layer, monitor, neuron
+from spikingjelly.activation_based import base, functional, layer, monitor, neuron, surrogate
 from torch import nn
 
 from onespike.functional import BackendUnavailableError, Readout, hybrid_encode, single_spike_lif, spike_time_readout
@@ -16,6 +16,7 @@ from onespike.spikingjelly import (
     HybridEncoder,
     SingleSpikeLIFNode,
     SpikeTimeReadout,
+    Triangle,
     project_net,
 )
 
@@ -354,6 +355,36 @@ def test_a_host_network_keeps_working_beside_ours(images):
     functional.reset_net(mixed)
 
 
+@pytest.mark.parametrize("gamma", [0.3, 1.0])
+def test_the_triangle_is_a_surrogate_of_the_host(gamma):
+    x = torch.tensor([-2.0, -1.0, -0.25, 0.0, 0.5, 1.0, 3.0], requires_grad=True)
+    spikes = Triangle(gamma)(x)
+    assert spikes.tolist() == [0, 0, 0, 1, 1, 1, 1]
+    spikes.sum().backward()
+    slopes = gamma * torch.tensor([0, 0, 0.75, 1, 0.5, 0, 0])
+    assert torch.equal(x.grad, slopes)
+    smooth = Triangle(gamma, spiking=False)
+    assert smooth(torch.tensor([-5.0, 0.0, 5.0])).tolist() == pytest.approx([0, gamma / 2, gamma])
+    (gradient,) = torch.autograd.grad(smooth(x).sum(), x)
+    torch.testing.assert_close(gradient[1:-1], slopes[1:-1])
+
+
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_the_hosts_neurons_take_the_triangle(step_mode):
+    """Of height 1 it is the host's own PiecewiseQuadratic with alpha 1."""
+    x_seq = torch.randn(4, 3, 20, generator=torch.Generator().manual_seed(2))
+    gradients = []
+    for function in (Triangle(1.0), surrogate.PiecewiseQuadratic(1.0), Triangle(0.5)):
+        node = neuron.LIFNode(2.0, surrogate_function=function, v_reset=None, detach_reset=True, step_mode=step_mode)
+        x = x_seq.clone().requires_grad_()
+        spikes = node(x) if step_mode == "m" else torch.stack([node(step) for step in x])
+        assert 0.05 < spikes.any(0).float().mean() < 0.95
+        spikes.sum().backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(gradients[0], gradients[1])
+    torch.testing.assert_close(gradients[2], gradients[1] / 2)
+
+
 def test_weights_of_the_loss_move_with_it():
     loss = HybridCrossEntropyLoss(weight=torch.ones(4)).double()
     assert loss.weight.dtype == torch.float64
@@ -367,6 +398,7 @@ def test_weights_of_the_loss_move_with_it():
         (lambda: SingleSpikeLIFNode(leak=-0.1), r"leak must be in \[0, 1\], got -0.1"),
         (lambda: SingleSpikeLIFNode(v_threshold=0), "v_threshold must be > 0, got 0"),
         (lambda: SingleSpikeLIFNode(gamma=-1), "gamma must be > 0, got -1"),
+        (lambda: Triangle(0), "gamma must be > 0, got 0"),
         (lambda: SingleSpikeLIFNode(per_channel=0), "per_channel must be >= 1, got 0"),
         (lambda: SingleSpikeLIFNode(backend="cuda"), "backend must be one of .*got 'cuda'"),
         (lambda: SingleSpikeLIFNode(step_mode="x"), "step_mode"),

@@ -11,6 +11,7 @@ except ImportError as error:
 from onespike.spikingjelly.encoder import DirectEncoder, HybridEncoder
 from onespike.spikingjelly.neuron import SingleSpikeLIFNode, project_net
 from onespike.spikingjelly.readout import HybridCrossEntropyLoss, SpikeTimeReadout
+from onespike.spikingjelly.surrogate import Triangle
 from onespike.spikingjelly.swap import to_single_spike
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "HybridEncoder",
     "SingleSpikeLIFNode",
     "SpikeTimeReadout",
+    "Triangle",
     "project_net",
     "to_single_spike",
 ]
