@@ -85,6 +85,18 @@ def test_blocks_of_neurons_change_nothing(size, monkeypatch):
         check(case, eager.forward, eager.backward)
 
 
+def test_a_state_that_lies_as_spread_as_the_input():
+    x, state, grad_s, grad_v = draw(5, (6, 20), seed=13)
+    spread = [tensor.transpose(0, 1).contiguous().transpose(0, 1) for tensor in (x, state.v.expand(5, 6, 20))]
+    leaves = spread[0].requires_grad_(), torch.tensor(0.9, requires_grad=True), torch.tensor(0.8, requires_grad=True)
+    assert spread[1][2].stride() == x.transpose(0, 1).contiguous().transpose(0, 1)[2].stride() != state.v.stride()
+    results = []
+    for v in (spread[1][2], state.v):
+        out, last = single_spike_lif(*leaves, state=LIFState(v, state.fired), backend="torch")
+        results.append(torch.autograd.grad((out, last.v), leaves, (grad_s, grad_v)))
+    torch.testing.assert_close(results[0], results[1])
+
+
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [

@@ -82,8 +82,8 @@ def backward(
     for rows in blocks(x_seq):
         decay, threshold = of_rows(leak32, rows, x_seq), of_rows(v_threshold32, rows, x_seq)
         leak_sum, threshold_sum = of_rows(grad_leak, rows, x_seq), of_rows(grad_threshold, rows, x_seq)
-        initial = None if v is None else v[rows]
         v_steps = [torch.empty_like(x_seq[0, rows], dtype=dtype) for _ in x_seq]
+        initial = None if v is None else torch.empty_like(v_steps[0]).copy_(v[rows])  # dense, as `inner` wants it
         waiting_steps = [waiting_to_fire(fired, rows, v_steps[0])]
         for above in charge(v_steps, x_seq[:, rows], decay, threshold, initial):
             if not grad_after_spike:
