@@ -1,0 +1,236 @@
+"""Networks through NIR: the graph as NumPy runs it, our own reader, SpikingJelly's, files, and what cannot be expressed."""
+
+import subprocess
+import sys
+
+import nir
+import numpy as np
+import pytest
+import torch
+from spikingjelly.activation_based import functional, layer, neuron
+from torch import nn
+
+from onespike.conversion import convert
+from onespike.models import vgg
+from onespike.nir import from_nir, to_nir
+from onespike.spikingjelly import HybridEncoder, SingleSpikeLIFNode, SpikeTimeReadout
+
+T, DT = 6, 1e-4
+
+
+def fully_connected(leak: float, dyadic: bool) -> nn.Sequential:
+    """Two hidden layers; dyadic weights make potentials meet the threshold exactly."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        layer.Linear(12, 30, bias=False),
+        SingleSpikeLIFNode(leak, 0.5),
+        nn.Dropout(0.3),
+        layer.Linear(30, 20, bias=False),
+        SingleSpikeLIFNode(leak, 0.25),
+        layer.Linear(20, 4, bias=False),
+    )
+    for module in net:
+        if isinstance(module, nn.Linear) and dyadic:
+            module.weight.data = torch.randint(-4, 6, module.weight.shape) / 16
+    functional.set_step_mode(net, "m")
+    return net.eval()
+
+
+def convolutional() -> nn.Sequential:
+    torch.manual_seed(1)
+    net = nn.Sequential(
+        layer.Conv2d(2, 6, 3, padding=1, bias=False),
+        SingleSpikeLIFNode(1.0, 0.4),
+        layer.AvgPool2d(2),
+        layer.Conv2d(6, 5, 3, stride=2, padding=1, bias=False),
+        SingleSpikeLIFNode(0.9, 0.1),
+        layer.Flatten(),
+        layer.Linear(20, 4, bias=False),
+    )
+    functional.set_step_mode(net, "m")
+    return net.eval()
+
+
+def run(net, x_seq):
+    functional.reset_net(net)
+    with torch.no_grad():
+        out = net(x_seq)
+    functional.reset_net(net)
+    return out
+
+
+def in_numpy(graph, x_seq, dtype=np.float32):
+    """Run a fully connected graph one step and one node at a time; a connection back acts at the next step."""
+    following = {}
+    for source, target in graph.edges:
+        following.setdefault(source, []).append(target)
+    v, back, outputs = {}, {}, []
+    for x in x_seq.numpy().astype(dtype):
+        name, value = "input", x
+        while True:
+            name = next(target for target in following[name] if not target.endswith("_silence"))
+            node = graph.nodes[name]
+            if isinstance(node, nir.Output):
+                break
+            if isinstance(node, nir.Linear):
+                value = value @ node.weight.T.astype(dtype)
+                continue
+            decay = DT / node.tau if isinstance(node, nir.LIF) else 0 * node.r
+            gain = node.r * (decay if isinstance(node, nir.LIF) else DT)
+            current = value + back.get(name, 0)
+            v[name] = ((1 - decay).astype(dtype) * v.get(name, 0) + gain.astype(dtype) * current).astype(dtype)
+            value = (v[name] > node.v_threshold).astype(dtype)
+            v[name] = np.where(value > 0, node.v_reset, v[name]).astype(dtype)
+            back[name] = value @ graph.nodes[f"{name}_silence"].weight.T
+        outputs.append(value)
+    return torch.from_numpy(np.stack(outputs))
+
+
+def encoded(*shape):
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(0, 9, (T, 5, *shape), generator=generator) / 8
+
+
+@pytest.mark.parametrize("leak", [1.0, 0.5])
+def test_numpy_runs_the_graph_spike_for_spike_ties_included(leak):
+    net, x_seq = fully_connected(leak, dyadic=True), encoded(12)
+    _, v_seq = trace(net, x_seq)
+    assert (v_seq == net[1].v_threshold).any()  # some potentials lie exactly at the threshold
+    expected = run(net, x_seq)
+    assert expected.abs().sum() > 0
+    assert torch.equal(in_numpy(to_nir(net, (12,), T=T), x_seq), expected)
+
+
+def trace(net, x_seq):
+    node = net[1]
+    node.store_v_seq = True
+    s_seq = node(net[0](x_seq))
+    v_seq = node.v_seq
+    node.store_v_seq = False
+    functional.reset_net(net)
+    assert 0.05 < s_seq.any(0).float().mean() < 0.95
+    return s_seq, v_seq
+
+
+@pytest.mark.parametrize(
+    ("net", "shape"), [(fully_connected(0.9, False), (12,)), (fully_connected(1.0, True), (12,)), (convolutional(), (2, 8, 8))]
+)
+def test_our_reader_gives_the_same_network_back(net, shape, tmp_path):
+    x_seq = encoded(*shape)
+    nir.write(tmp_path / "net.nir", to_nir(net, shape, T=T))
+    read = from_nir(nir.read(tmp_path / "net.nir"))
+    nodes = [module for module in net if isinstance(module, SingleSpikeLIFNode)]
+    again = [module for module in read if isinstance(module, SingleSpikeLIFNode)]
+    for one, other in zip(nodes, again, strict=True):
+        assert torch.equal(one.leak, other.leak)
+        assert torch.equal(one.v_threshold, other.v_threshold)
+    assert run(net, x_seq).abs().sum() > 0
+    assert torch.equal(run(read, x_seq), run(net, x_seq))
+
+
+def test_spikingjellys_importer_runs_the_graph():
+    exchange = pytest.importorskip(
+        "spikingjelly.activation_based.nir_exchange", reason="SpikingJelly before 2.0 has no NIR import"
+    )
+    for net, shape in ((fully_connected(0.9, False), (12,)), (convolutional(), (2, 8, 8))):
+        x_seq = encoded(*shape)
+        imported = exchange.import_from_nir(to_nir(net, shape, T=T), dt=DT)
+        state, outputs = None, []
+        with torch.no_grad():
+            for x in x_seq:
+                out, state = imported(x, state)
+                outputs.append(out)
+        expected = run(net, x_seq)
+        assert expected.abs().sum() > 0
+        torch.testing.assert_close(torch.stack(outputs), expected)
+
+
+def test_the_step_mode_does_not_matter():
+    net = convolutional()
+    graphs = []
+    for step_mode in ("m", "s"):
+        functional.set_step_mode(net, step_mode)
+        graphs.append(to_nir(net, (2, 8, 8), T=T))
+    assert graphs[0].edges == graphs[1].edges
+    assert all(
+        np.array_equal(graphs[0].nodes[n].output_type["output"], graphs[1].nodes[n].output_type["output"])
+        for n in graphs[0].nodes
+    )
+
+
+def test_a_converted_network():
+    torch.manual_seed(0)
+    images = torch.rand(16, 3, 32, 32)
+    network = convert(vgg("vgg6", 4, width=1 / 16, hidden=8), images, T=T, timesteps=10).eval()
+    read = from_nir(to_nir(network, (3, 32, 32), T=T))
+    whole = nn.Sequential(network.encoder, read, SpikeTimeReadout())
+    assert torch.equal(run(whole, images).potential, run(network, images).potential)
+
+
+def sequential(*modules):
+    net = nn.Sequential(*modules)
+    functional.set_step_mode(net, "m")
+    return net
+
+
+LINEAR = layer.Linear(3, 3, bias=False)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: to_nir(LINEAR, (3,), T=T), "network must be a SpikingNetwork or an nn.Sequential, got Linear"),
+        (lambda: to_nir(sequential(SingleSpikeLIFNode(single_spike=False)), (3,), T=T), "0: single_spike must be True"),
+        (lambda: to_nir(sequential(SingleSpikeLIFNode(per_channel=3)), (3,), T=T), "0: per_channel must be None, got 3"),
+        (lambda: to_nir(sequential(SingleSpikeLIFNode(0.0)), (3,), T=T), r"0: leak must be in \(0, 1\], got 0.0"),
+        (lambda: to_nir(sequential(SingleSpikeLIFNode(1e-3)), (3,), T=20), "0: leak must be above .* for T = 20"),
+        (lambda: to_nir(sequential(layer.Linear(3, 3)), (3,), T=T), "0: bias must be None"),
+        (lambda: to_nir(sequential(neuron.IFNode()), (3,), T=T), "0: IFNode has no counterpart"),
+        (lambda: to_nir(sequential(layer.Flatten(2)), (3, 2, 2), T=T), "0: Flatten has no counterpart"),
+        (lambda: from_nir(broken(inhibition=-1.0)), "2_SingleSpikeLIFNode: a neuron must silence itself"),
+        (
+            lambda: from_nir(broken(threshold=np.array([1.0, 1.0, 2.0]))),
+            "v_threshold must be one value for the layer, got 1.0 to 2",
+        ),
+        (lambda: from_nir(broken(r=np.full(3, 1.0))), "r must be tau / dt"),
+        (
+            lambda: to_nir(sequential(layer.AvgPool2d(2, ceil_mode=True)), (3, 3, 3), T=T),
+            "0: ceil_mode, .* must be the defaults",
+        ),
+        (lambda: to_nir(sequential(layer.Conv2d(2, 2, 3, groups=2, bias=False)), (2, 8, 8), T=T), "0: groups must be 1"),
+        (
+            lambda: to_nir(sequential(SingleSpikeLIFNode()), (3, 4), T=T),
+            r"0: neurons must be \[K\] or \[C, H, W\], got \[3, 4\]",
+        ),
+        (lambda: from_nir(nir.NIRGraph({}, [], type_check=False)), "the graph must have one input, got 0"),
+        (lambda: from_nir(broken(loop=True)), "the graph must be a chain, got a cycle"),
+        (lambda: from_nir(broken(fork=True)), "the graph must be a chain, got 2 successors"),
+    ],
+)
+def test_what_cannot_be_expressed_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def broken(inhibition=None, threshold=None, r=None, fork=False, loop=False):
+    """A good graph with one thing wrong."""
+    graph = to_nir(sequential(HybridEncoder(T), LINEAR, SingleSpikeLIFNode(0.9, 1.0), LINEAR), (3,), T=T)
+    nodes, edges = dict(graph.nodes), list(graph.edges)
+    (name,) = (label for label in nodes if label.endswith("SingleSpikeLIFNode"))
+    if inhibition is not None:
+        nodes[f"{name}_silence"] = nir.Linear(inhibition * np.eye(3))
+    if threshold is not None:
+        nodes[name].v_threshold = threshold
+    if r is not None:
+        nodes[name].r = r
+    if fork:
+        edges.append(("input", "output"))
+    if loop:
+        edges = [(source, "1_Linear" if target == "output" else target) for source, target in edges]
+    return nir.NIRGraph(nodes, edges, type_check=False)
+
+
+def test_without_nir_the_remedy_is_named():
+    code = "import sys; sys.modules['nir'] = None; import onespike.nir"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert 'ImportError: onespike.nir needs NIR: pip install "onespike[nir]"' in result.stderr
