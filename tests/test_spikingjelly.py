@@ -18,6 +18,7 @@ from onespike.spikingjelly import (
     SpikeTimeReadout,
     Triangle,
     project_net,
+    register,
 )
 
 T = 5
@@ -353,6 +354,27 @@ def test_a_host_network_keeps_working_beside_ours(images):
     assert out.shape == (T, 3, 8)
     functional.detach_net(mixed)
     functional.reset_net(mixed)
+
+
+def test_the_node_is_one_of_the_hosts():
+    node = SingleSpikeLIFNode(0.9, 0.5)
+    assert isinstance(node, neuron.BaseNode)
+    assert (node.v_reset, node.detach_reset) == (None, True)
+    assert [name for name, _ in node.named_parameters()] == ["leak", "v_threshold"]
+    assert next(iter(node._memories)) == "v"
+
+
+def test_register():
+    if not hasattr(base, "to_functional_forward"):
+        with pytest.raises(RuntimeError, match="register needs SpikingJelly 2"):
+            register()
+        return
+    from spikingjelly.activation_based.distributed.vision import config  # noqa: PLC0415
+
+    for _ in range(2):
+        register()
+    assert SingleSpikeLIFNode in config._NEURON_REGISTRY.values()
+    assert Triangle in config._SURROGATE_REGISTRY.values()
 
 
 @pytest.mark.parametrize("gamma", [0.3, 1.0])

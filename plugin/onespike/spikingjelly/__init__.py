@@ -11,6 +11,7 @@ except ImportError as error:
 from onespike.spikingjelly.encoder import DirectEncoder, HybridEncoder
 from onespike.spikingjelly.neuron import SingleSpikeLIFNode, project_net
 from onespike.spikingjelly.readout import HybridCrossEntropyLoss, SpikeTimeReadout
+from onespike.spikingjelly.registration import register
 from onespike.spikingjelly.surrogate import Triangle
 from onespike.spikingjelly.swap import to_single_spike
 
@@ -22,5 +23,6 @@ __all__ = [
     "SpikeTimeReadout",
     "Triangle",
     "project_net",
+    "register",
     "to_single_spike",
 ]

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from spikingjelly.activation_based import base, neuron
 from torch import Tensor, nn
 
 from onespike.functional.backends import BACKENDS, check_backend
@@ -12,7 +13,7 @@ from onespike.kernels.reference import state_dtype
 from onespike.spikingjelly.memory import CopyableMemory
 
 
-class SingleSpikeLIFNode(CopyableMemory):
+class SingleSpikeLIFNode(CopyableMemory, neuron.BaseNode):
     """LIF node that fires at most once per sequence, with trainable leak and threshold (eqs. 6-8, 19-23).
 
     Equations:
@@ -49,6 +50,8 @@ class SingleSpikeLIFNode(CopyableMemory):
     v_threshold: nn.Parameter
     v: Tensor | float
     fired: Tensor | bool
+    v_reset = None  # as the host says that a reset is soft
+    detach_reset = True
 
     def __init__(
         self,
@@ -66,7 +69,8 @@ class SingleSpikeLIFNode(CopyableMemory):
         backend: str = "auto",
         store_v_seq: bool = False,
     ) -> None:
-        super().__init__()
+        # A BaseNode for those parts of the host that ask for one, but nothing of it is used: its parameters are numbers.
+        base.MemoryModule.__init__(self)
         if not 0 <= leak <= 1:
             raise ValueError(f"leak must be in [0, 1], got {leak}")
         check_positive("v_threshold", v_threshold)
@@ -121,6 +125,10 @@ class SingleSpikeLIFNode(CopyableMemory):
     def project_(self) -> None:
         """Bring the parameters back to 0 <= leak <= 1 and v_threshold >= 1e-3, in place; call after the optimizer step."""
         project_parameters(self.leak, self.v_threshold)
+
+    def materialize_states(self, *arguments: Any) -> Any:
+        """SpikingJelly 2's preparation of the explicit-state form; BaseNode's own would replace a state of another batch."""
+        return base.MemoryModule.materialize_states(self, *arguments)
 
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """Map currents [T, N, *] to spikes [T, N, *], going on from the stored state."""

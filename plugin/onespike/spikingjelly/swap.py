@@ -28,7 +28,11 @@ def to_single_spike(net: nn.Module) -> tuple[nn.Module, SwapReport]:
     Raises:
         ValueError: `net` holds no SpikingJelly neuron.
     """
-    return swap_neurons(net, lambda module: isinstance(module, neuron.BaseNode), exchange)
+
+    def is_neuron(module: nn.Module) -> bool:
+        return isinstance(module, neuron.BaseNode) and not isinstance(module, SingleSpikeLIFNode)
+
+    return swap_neurons(net, is_neuron, exchange)
 
 
 def exchange(node: nn.Module) -> tuple[nn.Module | None, str]:
