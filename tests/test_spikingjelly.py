@@ -17,6 +17,8 @@ from onespike.spikingjelly import (
     SingleSpikeLIFNode,
     SpikeTimeReadout,
     Triangle,
+    ac_rules,
+    mac_rules,
     project_net,
     register,
 )
@@ -375,6 +377,48 @@ def test_register():
         register()
     assert SingleSpikeLIFNode in config._NEURON_REGISTRY.values()
     assert Triangle in config._SURROGATE_REGISTRY.values()
+
+
+@pytest.mark.parametrize("step_mode", ["m", "s"])
+def test_the_hosts_counters_give_the_hand_count(images, step_mode):
+    """Every spike is followed by hand to the weights that it meets."""
+    op_counter = pytest.importorskip("spikingjelly.activation_based.op_counter", reason="it came with SpikingJelly 2.0")
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        HybridEncoder(T),
+        layer.Conv2d(2, 3, 3, padding=1, bias=False),
+        SingleSpikeLIFNode(v_threshold=0.4),
+        layer.Conv2d(3, 4, 3, stride=2, bias=False),
+        SingleSpikeLIFNode(v_threshold=0.2),
+        layer.Flatten(),
+        layer.Linear(36, 5, bias=False),
+    )
+    functional.set_step_mode(net, step_mode)
+    seen = []
+    hooks = [net[i].register_forward_hook(lambda _, __, out: seen.append(out.detach())) for i in (0, 2, 4)]
+    macs = op_counter.MACCounter(extra_rules=mac_rules())
+    acs = op_counter.ACCounter(extra_rules=ac_rules(), extra_ignore_modules=[HybridEncoder])
+    with op_counter.DispatchCounterMode([macs, acs]), torch.no_grad():
+        for _ in range(1 if step_mode == "m" else T):
+            net(images)
+    for hook in hooks:
+        hook.remove()
+    sequences = seen if step_mode == "m" else [torch.stack(seen[i::3]) for i in range(3)]
+    assert all(0.05 < sequence.any(0).float().mean() < 0.95 for sequence in sequences[1:])
+
+    def meets(size, stride, padding):
+        """For each place along one dimension, how many windows of 3 hold it."""
+        starts = range(-padding, size + padding - 2, stride)
+        return [sum(start <= place < start + 3 for start in starts) for place in range(size)]
+
+    expected = 0
+    for spikes, stride, padding, outputs in ((sequences[0][1:], 1, 1, 3), (sequences[1], 2, 0, 4)):
+        along = meets(8, stride, padding)
+        for *_, row, column in spikes.nonzero().tolist():
+            expected += along[row] * along[column] * outputs
+    expected += int(sequences[2].sum()) * 5
+    assert macs.get_total() == len(images) * 8 * 8 * 3 * (2 * 3 * 3)
+    assert acs.get_total() == expected
 
 
 @pytest.mark.parametrize("gamma", [0.3, 1.0])

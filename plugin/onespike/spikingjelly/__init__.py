@@ -10,6 +10,7 @@ except ImportError as error:
 
 from onespike.spikingjelly.encoder import DirectEncoder, HybridEncoder
 from onespike.spikingjelly.neuron import SingleSpikeLIFNode, project_net
+from onespike.spikingjelly.op_counter import ac_rules, mac_rules
 from onespike.spikingjelly.readout import HybridCrossEntropyLoss, SpikeTimeReadout
 from onespike.spikingjelly.registration import register
 from onespike.spikingjelly.surrogate import Triangle
@@ -22,6 +23,8 @@ __all__ = [
     "SingleSpikeLIFNode",
     "SpikeTimeReadout",
     "Triangle",
+    "ac_rules",
+    "mac_rules",
     "project_net",
     "register",
     "to_single_spike",
