@@ -154,7 +154,8 @@ def plot(cases: list[dict[str, Any]], path: Path) -> None:
             points = [(case["shape"][0], case["rows"][name]["times_copy"]) for case in chosen if name in case["rows"]]
             ax.plot(*zip(*points, strict=True), marker="o", label=name, linestyle="--" if name == COPY else "-")
         ax.set(xscale="log", yscale="log", xlabel="time steps T", title=f"{kind} {list(chosen[0]['shape'][1:])}")
-        ax.set_xticks([case["shape"][0] for case in chosen], [str(case["shape"][0]) for case in chosen], minor=False)
+        ax.set_xticks([case["shape"][0] for case in chosen], [str(case["shape"][0]) for case in chosen])
+        ax.set_xticks([], minor=True)
     axes[0, 0].set_ylabel("forward + backward, time / same-bytes copy")
     axes[0, -1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=120)
