@@ -46,3 +46,30 @@ def test_bad_arguments_are_named(arguments, message):
     result = run(RECIPES / "quickstart.py", *arguments)
     assert result.returncode == 2
     assert message in result.stderr
+
+
+def test_events_writes_what_it_says(tmp_path):
+    result = run(RECIPES / "events.py", "--epochs", 2, "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert set(metrics["results"]) == {"frame and events", "frame alone", "events alone"}
+    for view, found in metrics["results"].items():
+        assert found["accuracy"] > 30, f"{view} learned nothing in two epochs"
+        assert 0 < found["spikes_per_neuron"] <= 1
+        assert f"{view:22s}{found['accuracy']:12.1f}" in result.stdout
+    assert 0.1 < metrics["input_spikes_per_pixel_and_polarity"] < 1
+    assert (tmp_path / "recording.png").read_bytes().startswith(b"\x89PNG")
+    assert "--epochs must be >= 0, got -1" in run(RECIPES / "events.py", "--epochs", -1).stderr
+
+
+def test_the_simulated_camera_times_its_crossings(monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPES))
+    import events  # noqa: PLC0415
+
+    # One pixel whose log intensity rises by 2.5 thresholds over the whole film, and one that falls by 1.2.
+    rise = torch.linspace(0, 1, events.FRAMES)
+    logs = torch.stack([2.5 * events.CONTRAST * rise, -1.2 * events.CONTRAST * rise], 1) + torch.log(torch.tensor(0.6))
+    found = events.camera((logs.exp() - events.DARKNESS).view(-1, 1, 2))
+    assert sorted((int(e["x"]), int(e["p"])) for e in found) == [(0, 1), (0, 1), (1, -1)]
+    moments = sorted(int(e["t"]) for e in found)
+    assert moments == pytest.approx([events.DURATION * share for share in (1 / 2.5, 2 / 2.5, 1 / 1.2)], abs=50)
