@@ -145,6 +145,8 @@ def as_parameter(name: str, value: Tensor | float, x_seq: Tensor) -> Tensor:
         return torch.as_tensor(value, dtype=state_dtype(x_seq.dtype), device=x_seq.device)
     if value.device != x_seq.device:
         raise ValueError(f"{name} must be on the device of x_seq, {x_seq.device}, got {value.device}")
+    if value.dim() == 0:
+        return value
     step = x_seq[0]
     if not broadcasts(value, step):
         raise ValueError(f"{name} must be 0-d or broadcastable to [N, *] = {tuple(step.shape)}, got {tuple(value.shape)}")

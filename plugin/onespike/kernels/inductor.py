@@ -51,7 +51,7 @@ def forward(
         results = flat_s[steps].unbind(), None if trace is None else trace[steps].unbind(), *after
         run_compiled(forward_steps, flat_x[steps], *parameters, *before, *results, single_spike)
         before = after
-    v_last, fired_last = (layout.unflat_step(tensor, x_seq[0]) for tensor in after)
+    v_last, fired_last = (layout.unflat_step(tensor, x_seq) for tensor in after)
     v_seq = v_last.new_empty(0) if trace is None else layout.unflat(trace, x_seq)
     return layout.unflat(flat_s, x_seq), v_last, fired_last.view(torch.bool), v_seq
 
@@ -99,7 +99,7 @@ def backward(
         layout.unflat(grad_x if flat_grad_x is None else flat_grad_x, x_seq),
         sum_chunks(layout, [of_leak for of_leak, _ in sums], leak),
         sum_chunks(layout, [of_threshold for _, of_threshold in sums], v_threshold),
-        height.new_empty(0) if v is None else layout.unflat_step(carried, x_seq[0]),
+        height.new_empty(0) if v is None else layout.unflat_step(carried, x_seq),
     )
 
 

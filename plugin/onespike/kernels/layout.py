@@ -123,8 +123,10 @@ class Layout:
         return torch.empty_like(like, dtype=flat.dtype).copy_(self.logical(flat.view(-1, *self.step)))
 
     def unflat_step(self, flat: Tensor, like: Tensor) -> Tensor:
-        """View contiguous [M] with the shape and strides of `torch.empty_like(like)`, as `unflat`."""
-        return self.unflat(flat[None], like[None])[0]
+        """View contiguous [M] as a step of `torch.empty_like(like)`, as `unflat`."""
+        if like.permute(self.order).is_contiguous():
+            return flat.as_strided(like.shape[1:], like.stride()[1:])
+        return self.unflat(flat[None], like[:1])[0]
 
 
 def layout_of(like: Tensor, *parameters: Tensor) -> Layout:
