@@ -76,6 +76,14 @@ def test_microseconds_of_a_day_keep_their_precision():
     assert hybrid_encode_events(FRAME, events, 4)[1:, 2].nonzero().tolist() == [[0, 0, 0], [0, 0, 1], [1, 0, 2], [2, 1, 0]]
 
 
+@pytest.mark.parametrize("kind", [int, float, np.int64])
+def test_a_window_of_any_number_type_keeps_microseconds(kind):
+    start = 1_700_000_000_000_000
+    events = recording((0, 0, start - 1, 1), (1, 0, start + 24, 1), (2, 0, start + 25, 1), (0, 1, start + 99, 1))
+    x_seq = hybrid_encode_events(FRAME, events, 5, window=(kind(start), kind(start + 100)))
+    assert x_seq[1:, 2].nonzero().tolist() == [[0, 0, 1], [1, 0, 2], [3, 1, 0]]
+
+
 def test_a_recording_without_events_is_the_frame_and_silence():
     x_seq = hybrid_encode_events(FRAME, recording(), 4)
     assert not x_seq[1:].any()
@@ -108,6 +116,14 @@ def test_the_gradient_of_the_frame_flows():
             "structured array with the fields x, y, t, p.*ndarray",
         ),
         (lambda: hybrid_encode_events(FRAME, recording(), 4, window=(5, 5)), ValueError, "window must be .*start < end"),
+        (lambda: hybrid_encode_events(FRAME, recording(), 4, window=5), ValueError, r"window must be a pair .* got 5"),
+        (lambda: hybrid_encode_events(FRAME, recording(), 4, window=(1, 2, 3)), ValueError, r"window must be a pair"),
+        (lambda: hybrid_encode_events(FRAME, recording(), 4, window=(0, float("inf"))), ValueError, "both finite"),
+        (
+            lambda: hybrid_encode_events(FRAME, torch.tensor([[0, 0, torch.nan, 1]]), 4),
+            ValueError,
+            "t must be a number, got NaN",
+        ),
         (
             lambda: hybrid_encode_events(FRAME[None], recording(), 4),
             ValueError,

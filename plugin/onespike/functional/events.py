@@ -11,7 +11,7 @@ from onespike.functional.checks import check_floating, check_T
 FIELDS = ("x", "y", "t", "p")
 
 
-def hybrid_encode_events(frame: Tensor, events: Any, T: int, *, window: tuple[int, int] | None = None) -> Tensor:
+def hybrid_encode_events(frame: Tensor, events: Any, T: int, *, window: tuple[float, float] | None = None) -> Tensor:
     """Encode a frame as the analogue image at t = 1, followed by one spike per pixel and polarity at its first event.
 
     Equation:
@@ -35,7 +35,8 @@ def hybrid_encode_events(frame: Tensor, events: Any, T: int, *, window: tuple[in
 
     Raises:
         TypeError: `frame` is not floating point, or `events` are none of the formats.
-        ValueError: T < 2, a shape does not fit, an event lies off the sensor, a polarity is unknown, or the window is empty.
+        ValueError: T < 2, a shape does not fit, an event lies off the sensor, a polarity is unknown, a time is NaN, or the
+            window is no pair of finite numbers or is empty.
     """
     check_T(T, 2)
     check_floating("frame", frame, 3, "[C, H, W] or [N, C, H, W]")
@@ -46,8 +47,8 @@ def hybrid_encode_events(frame: Tensor, events: Any, T: int, *, window: tuple[in
     if not isinstance(events, Sequence) or len(events) != len(frame):
         given = f"{len(events)} recordings" if isinstance(events, Sequence) else type(events).__name__
         raise ValueError(f"events must be a sequence of one recording for each of the {len(frame)} frames, got {given}")
-    if window is not None and not window[0] < window[1]:
-        raise ValueError(f"window must be (start, end) with start < end, got {window}")
+    if window is not None:
+        check_window(window)
     _, channels, height, width = frame.shape
     first_step = torch.cat([frame, frame.new_zeros(len(frame), 2, height, width)], 1).unsqueeze(0)
     spikes = frame.new_zeros(T - 1, len(frame), channels + 2, height, width)
@@ -59,7 +60,7 @@ def hybrid_encode_events(frame: Tensor, events: Any, T: int, *, window: tuple[in
     return torch.cat([first_step, spikes])
 
 
-def first_event_times(events: Any, height: int, width: int, T: int, window: tuple[int, int] | None = None) -> Tensor:
+def first_event_times(events: Any, height: int, width: int, T: int, window: tuple[float, float] | None = None) -> Tensor:
     """Return the step in 2..T of each pixel's first event, 0 where there is none: [2, H, W], int64, darker before brighter.
 
     Args, Raises: as `hybrid_encode_events`.
@@ -72,9 +73,13 @@ def first_event_times(events: Any, height: int, width: int, T: int, window: tupl
         if not bool(((values >= 0) & (values < size)).all()):
             low, high = values.min().item(), values.max().item()
             raise ValueError(f"events: {name} must be in 0..{size - 1}, the size of the frame, got values from {low} to {high}")
+    if bool(t.isnan().any()):
+        raise ValueError("events: t must be a number, got NaN: leave such events out")
+    if t.is_floating_point() or not all(isinstance(bound, int) for bound in window or ()):
+        t = t.double()  # beside a float, torch would take whole numbers to float32 and lose microseconds
     steps = torch.zeros(2 * height * width, dtype=torch.int64)
     if len(t) and window is None:
-        window = t.min().item(), t.max().item()  # type: ignore[assignment]
+        window = t.min().item(), t.max().item()
     if len(t) == 0 or window is None:
         return steps.view(2, height, width)
 
@@ -85,6 +90,17 @@ def first_event_times(events: Any, height: int, width: int, T: int, window: tupl
     step = torch.clamp(2 + ((T - 1) * (t[inside] - start)).div(end - start or 1, rounding_mode="floor").long(), max=T)
     steps.fill_(T + 1).scatter_reduce_(0, pixel, step, "amin")
     return steps.masked_fill_(steps > T, 0).view(2, height, width)
+
+
+def check_window(window: tuple[float, float]) -> None:
+    """Raise a ValueError unless `window` is (start, end) with start < end, both finite."""
+    try:
+        start, end = window
+        valid = float("-inf") < start < end < float("inf")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"window must be a pair (start, end) of numbers, got {window!r}") from error
+    if not valid:
+        raise ValueError(f"window must be (start, end) with start < end, both finite, got {window}")
 
 
 def columns(events: Any) -> list[Tensor]:
