@@ -1,186 +1,264 @@
-"""Classify moving digits seen by a simulated event camera: a frame first, then at most one spike per pixel and polarity.
+"""Train a single-spike SNN on an event camera's frame and events, beside the frame alone and the events alone, in a minute.
 
-    python recipes/events.py [--seed 0] [--epochs 15] [--out runs/events]
+    python recipes/events.py [--seed 0] [--epochs 20] [--out runs/events]
 
-scikit-learn's bundled digits move across a small sensor, each in its own direction; a camera model turns the movement into
-events where the logarithm of the intensity passes multiples of a contrast threshold. Beside the network that sees frame and
-events, two controls are trained: one that sees the frame alone, one that sees the events alone. The held-out test split is
-read once, at the end.
+The paper's Section III: the hybrid code suits sensors that give a frame first and events after it. The sensor is simulated:
+scikit-learn's bundled digits (1,797 images of 8 x 8 pixels; no download) move in a straight line, each in a direction of its
+own, across 16 x 16 pixels, and `record` turns their change of brightness into events. The frame is where the digit starts.
+
+Three networks of one architecture are trained: on frame and events, and, as controls, with the channels of either one at zero.
+Settings were chosen on the validation split of seed 0; the test split is held out and read once, at the end.
+
+What to expect, seeds 0-2: frame + events 94.7-95.6 %, frame only 95.3-97.5 %, events only 84.4-84.7 %. The digit stands whole
+in the frame, so that here the events add nothing to it, although most digits can be told from them alone.
 """
 
 import argparse
 import json
+import platform
 import time
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import matplotlib
-import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from spikingjelly.activation_based import functional, layer
 from torch import Tensor, nn
-from torch.nn.functional import grid_sample, pad
 from tqdm import tqdm
 
-from onespike.functional import hybrid_encode_events, predict
+import onespike
+from onespike import plots
+from onespike.functional import Readout, hybrid_encode_events
+from onespike.metrics import SpikingActivity
 from onespike.spikingjelly import HybridCrossEntropyLoss, SingleSpikeLIFNode, SpikeTimeReadout, project_net
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-EVENTS = np.dtype([("x", np.int16), ("y", np.int16), ("t", np.int64), ("p", np.int8)])
-T = 5
-FRAMES = 12  # of the film behind a recording
-DURATION = 100_000  # microseconds
-CONTRAST = 0.25  # change of log intensity that makes an event
-DARKNESS = 0.1  # added to intensities in 0..1 before the logarithm
-PATH = 3.0  # pixels that a digit moves
+SIDE = 16  # pixels of the sensor
+INPUTS = {"frame + events": (1, 1, 1), "frame only": (1, 0, 0), "events only": (0, 1, 1)}  # factors of the channels
+Split = tuple[Tensor, Tensor]
 
 
-def film(images: Tensor, seed: int) -> Tensor:
-    """Move each image [N, 8, 8] along its own straight line over a sensor of 12 x 12 pixels: [FRAMES, N, 12, 12]."""
-    generator = torch.Generator().manual_seed(seed)
-    angles = 2 * torch.pi * torch.rand(len(images), generator=generator)
-    directions = torch.stack([angles.cos(), angles.sin()], 1)
-    scenes = pad(images, (2, 2, 2, 2)).unsqueeze(1)
-    size = scenes.shape[-1]
-    places = (torch.arange(size) + 0.5) * 2 / size - 1
-    grid = torch.stack(torch.meshgrid(places, places, indexing="xy"), -1)
-    frames = []
-    for moment in torch.linspace(-0.5, 0.5, FRAMES):
-        shift = (directions * moment * PATH * 2 / size).view(-1, 1, 1, 2)
-        frames.append(grid_sample(scenes, grid - shift, align_corners=False)[:, 0])
-    return torch.stack(frames)
+@dataclass(frozen=True)
+class Config:
+    """Every setting of a run."""
+
+    seed: int = 0
+    T: int = 5  # time steps
+    epochs: int = 20
+    batch_size: int = 32  # recordings
+    lr: float = 1e-2  # Adam at its start, falling to 0 along a cosine
+    v_threshold: float = 0.4  # of the hidden neurons at their start
+    contrast: float = 0.5  # change of the log intensity per event
+    duration: int = 40_000  # of a recording, us
+    frames: int = 9  # images of the moving digit per recording
+    distance: float = 4.0  # pixels that the digit moves
 
 
-def camera(frames: Tensor) -> np.ndarray:
-    """Turn the film of one scene, [FRAMES, H, W] in 0..1, into events.
+def move(image: Tensor, angle: Tensor, config: Config) -> Tensor:
+    """Film an image [H, W] as it moves from the centre of the sensor along `angle`, between pixels too: [F, SIDE, SIDE]."""
+    path = torch.linspace(0, config.distance, config.frames)
+    # affine_grid asks where a pixel of the sensor comes from, in units of half the image.
+    theta = torch.zeros(config.frames, 2, 3)
+    for axis, (size, way) in enumerate(zip(image.shape[::-1], (angle.cos(), angle.sin()), strict=True)):
+        theta[:, axis, axis] = SIDE / size
+        theta[:, axis, 2] = -2 * way * path / size
+    grid = F.affine_grid(theta, [config.frames, 1, SIDE, SIDE], align_corners=False)
+    return F.grid_sample(image.expand(config.frames, 1, *image.shape), grid, align_corners=False)[:, 0]
 
-    A pixel makes an event whenever the logarithm of its intensity passes a multiple of `CONTRAST`, counted from where it began.
-    Between frames the logarithm is taken to change evenly, which gives the moment of each crossing.
+
+def record(film: Tensor, duration: int, contrast: float, dark: float = 0.1) -> Tensor:
+    """Simulate an event camera: a pixel fires whenever its log intensity has moved by `contrast` since its last event.
+
+    Between two images of the film log(I + dark) runs along a straight line, and each crossing has its time on it. There is
+    no noise and no dead time.
+
+    Args:
+        film: intensities >= 0 at equal distances in time, [F, H, W].
+        duration: time from the first image to the last, us.
+        contrast: threshold > 0 on the log intensity.
+        dark: intensity > 0 added to all pixels, which bounds the contrast of black.
+
+    Returns:
+        Events [E, 4] in order of time, int64: x, y, t in us, p (1 brighter, 0 darker).
     """
-    logs = torch.log(frames.clamp_min(0) + DARKNESS)
-    levels = (logs - logs[0]) / CONTRAST
+    log = (film.double() + dark).log()
+    interval = duration / (len(film) - 1)
+    level = log[0].clone()  # where each pixel had its last event
     events = []
-    for k in range(FRAMES - 1):
-        before, after = levels[k], levels[k + 1]
-        for sign in (1, -1):
-            start, stop = torch.floor(sign * before), torch.floor(sign * after)
-            for step in range(1, int((stop - start).max().clamp_min(0)) + 1):
-                crossing = start + step
-                y, x = ((stop >= crossing) & (stop > start)).nonzero(as_tuple=True)
-                share = ((crossing - sign * before) / (sign * (after - before)))[y, x]
-                t = ((k + share) * DURATION / (FRAMES - 1)).long()
-                polarity = torch.full_like(t, sign)
-                events.append(np.rec.fromarrays([v.numpy() for v in (x, y, t, polarity)], dtype=EVENTS))
-    return np.concatenate(events) if events else np.empty(0, EVENTS)
+    for i, (before, after) in enumerate(pairwise(log)):
+        count = ((after - level) / contrast).trunc()
+        for k in range(1, int(count.abs().max()) + 1):
+            y, x = (count.abs() >= k).nonzero(as_tuple=True)
+            sign = count[y, x].sign()
+            crossing = level[y, x] + sign * k * contrast
+            share = (crossing - before[y, x]) / (after - before)[y, x]
+            t = ((i + share) * interval).round().long()
+            events.append(torch.stack([x, y, t, (sign > 0).long()], 1))
+        level += count * contrast
+    recording = torch.cat(events) if events else torch.zeros(0, 4, dtype=torch.int64)
+    return recording[recording[:, 2].argsort(stable=True)]
 
 
-def load_data(seed: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Record every digit and encode it: training and test sequences [T, N, 3, 12, 12] with their labels."""
+def load_data(config: Config) -> tuple[Split, Split, Split, float]:
+    """Return training, validation and test inputs [T, N, 3, SIDE, SIDE] and labels [N], and the mean number of events.
+
+    The frames are normalised by the training mean and std. Split and directions are the same for every seed.
+    """
     pixels, digits = load_digits(return_X_y=True)
-    frames = film(torch.tensor(pixels, dtype=torch.float32).view(-1, 8, 8) / 16, seed)
-    recordings = [camera(frames[:, n]) for n in range(len(digits))]
-    x_seq = hybrid_encode_events(frames[0].unsqueeze(1), recordings, T, window=(0, DURATION))
-    labels = torch.tensor(digits, dtype=torch.int64)
-    train, test = train_test_split(range(len(labels)), test_size=360, stratify=digits, random_state=0)
-    return (x_seq[:, train], labels[train]), (x_seq[:, test], labels[test])
+    images = torch.tensor(pixels, dtype=torch.float32).view(-1, 8, 8) / 16
+    y = torch.tensor(digits, dtype=torch.int64)
+    rest, test = train_test_split(range(len(y)), test_size=360, stratify=digits, random_state=0)
+    train, validation = train_test_split(rest, test_size=137, stratify=digits[rest], random_state=0)
+
+    angles = 2 * torch.pi * torch.rand(len(y), generator=torch.Generator().manual_seed(0))
+    films = [move(image, angle, config) for image, angle in zip(images, angles, strict=True)]
+    recordings = [record(film, config.duration, config.contrast) for film in films]
+    frame = torch.stack([film[:1] for film in films])
+    frame = (frame - frame[train].mean()) / frame[train].std()
+    x_seq = hybrid_encode_events(frame, recordings, config.T, window=(0, config.duration))
+    splits = [(x_seq[:, part], y[part]) for part in (train, validation, test)]
+    return *splits, sum(map(len, recordings)) / len(recordings)  # type: ignore[return-value]
 
 
-def build_network() -> nn.Sequential:
-    """A small convolutional network of single-spike neurons; the sequence comes encoded."""
-    net = nn.Sequential(
-        layer.Conv2d(3, 24, 3, padding=1, bias=False),
-        SingleSpikeLIFNode(v_threshold=0.4),
+def build_network(v_threshold: float) -> nn.Sequential:
+    """Build a bias-free convolutional network of single-spike neurons for sequences [T, N, 3, SIDE, SIDE]."""
+    network = nn.Sequential(
+        layer.Conv2d(3, 16, 3, padding=1, bias=False),
+        SingleSpikeLIFNode(v_threshold=v_threshold),
         layer.AvgPool2d(2),
-        layer.Conv2d(24, 32, 3, padding=1, bias=False),
-        SingleSpikeLIFNode(v_threshold=0.2),
+        layer.Conv2d(16, 32, 3, padding=1, bias=False),
+        SingleSpikeLIFNode(v_threshold=v_threshold),
         layer.AvgPool2d(2),
         layer.Flatten(),
-        layer.Linear(288, 10, bias=False),
-        SpikeTimeReadout(time_gradient="full"),
+        layer.Linear(32 * (SIDE // 4) ** 2, 10, bias=False),
+        SpikeTimeReadout(),
     )
-    functional.set_step_mode(net, "m")
-    return net
+    functional.set_step_mode(network, "m")
+    for module in network:
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
+    return network
 
 
-def see(x_seq: Tensor, view: str) -> Tensor:
-    """Leave of a sequence what a view sees: the frame is step 1, the events are all the others."""
-    seen = x_seq.clone()
-    if view == "events alone":
-        seen[0] = 0
-    if view == "frame alone":
-        seen[1:] = 0
-    return seen
-
-
-def train(net: nn.Sequential, x_seq: Tensor, labels: Tensor, epochs: int, name: str) -> None:
-    """Train with Adam, falling to a learning rate of 0 along a cosine."""
-    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs))
-    for _ in tqdm(range(epochs), name, disable=None):
-        for chosen in torch.randperm(len(labels)).split(32):
-            functional.reset_net(net)
-            loss = HybridCrossEntropyLoss()(net(x_seq[:, chosen]), labels[chosen])
+def train(network: nn.Module, training: Split, validation: Split, config: Config, label: str) -> list[float]:
+    """Train `network` in place; return the validation accuracy after each epoch, in percent."""
+    x_seq, y = training
+    loss_function = HybridCrossEntropyLoss()
+    optimizer = torch.optim.Adam(network.parameters(), config.lr)
+    steps = config.epochs * -(-len(y) // config.batch_size)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+    history: list[float] = []
+    bar = tqdm(range(config.epochs), desc=label, unit="epoch", disable=None)
+    for _ in bar:
+        network.train()
+        for batch in torch.randperm(len(y)).split(config.batch_size):
+            loss = loss_function(network(x_seq[:, batch]), y[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            project_net(net)
-        schedule.step()
+            scheduler.step()
+            project_net(network)
+            functional.reset_net(network)
+        history.append(accuracy(read(network, validation[0]), validation[1]))
+        bar.set_postfix(loss=f"{loss.item():.3f}", validation=f"{history[-1]:.1f} %")
+    return history
 
 
 @torch.no_grad()
-def evaluate(net: nn.Sequential, x_seq: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return the accuracy in % and the hidden neurons' spikes per neuron."""
-    spikes: list[Tensor] = []
-    hooks = [net[i].register_forward_hook(lambda _, __, s_seq: spikes.append(s_seq.sum(0).flatten())) for i in (1, 4)]
-    functional.reset_net(net)
-    accuracy = 100 * (predict(net(x_seq)) == labels).float().mean().item()
-    for hook in hooks:
-        hook.remove()
-    return {"accuracy": accuracy, "spikes_per_neuron": torch.cat(spikes).mean().item()}
+def read(network: nn.Module, x_seq: Tensor) -> Readout:
+    """Return what the network says about recordings."""
+    readout = network.eval()(x_seq)
+    functional.reset_net(network)
+    return readout
 
 
-def draw(x_seq: Tensor, path: Path) -> None:
-    """Show one recording as the network gets it: the frame, then the pixels that spike at each step."""
-    figure, axes = plt.subplots(1, T, figsize=(2.2 * T, 2.6), layout="constrained")
-    axes[0].imshow(x_seq[0, 0], cmap="gray")
-    axes[0].set_title("t = 1: frame")
-    for t in range(1, T):
-        axes[t].imshow(x_seq[t, 2] - x_seq[t, 1], cmap="RdBu_r", vmin=-1, vmax=1)
-        axes[t].set_title(f"t = {t + 1}: events")
-    for ax in axes:
-        ax.set(xticks=[], yticks=[])
-    figure.savefig(path, dpi=120)
+def accuracy(readout: Readout, y: Tensor) -> float:
+    """Return the accuracy by the potential, in percent."""
+    return 100 * (readout.potential.argmax(1) == y).double().mean().item()
+
+
+def evaluate(network: nn.Module, test: Split) -> dict[str, Any]:
+    """Measure accuracy and spikes per neuron and recording."""
+    x_seq, y = test
+    with SpikingActivity(network) as activity:
+        readout = read(network, x_seq)
+    return {"accuracy": accuracy(readout, y), "spikes_per_neuron": activity.mean, "activity": activity.zeta}
+
+
+def table(results: dict[str, Any]) -> str:
+    """Lay out the closing table."""
+    lines = ["", f"{'input':<18}{'test accuracy, %':>18}{'spikes per neuron':>20}"]
+    lines += [f"{name:<18}{r['accuracy']:>18.1f}{r['spikes_per_neuron']:>20.3f}" for name, r in results.items()]
+    return "\n".join(lines)
+
+
+def draw(folder: Path, x_seq: Tensor, results: dict[str, Any], curves: dict[str, list[float]]) -> None:
+    """Write the figures as PNG files: one recording [T, 3, SIDE, SIDE] as the network sees it, activity and training."""
+    figure, axes = plt.subplots(1, len(x_seq), figsize=(2 * len(x_seq), 2.4), layout="constrained")
+    for t, (ax, step) in enumerate(zip(axes, x_seq, strict=True), 1):
+        if t == 1:
+            ax.imshow(step[0], cmap="gray")
+        else:
+            ax.imshow(step[2] - step[1], cmap="RdBu", vmin=-1, vmax=1)
+        ax.set(title=f"t = {t}: " + ("frame" if t == 1 else "events"), xticks=[], yticks=[])
+    figure.savefig(folder / "input.png", dpi=150)
+    plt.close(figure)
+    activities = {name: result["activity"] for name, result in results.items()}
+    for name, plot in {
+        "activity": partial(plots.activity_bars, activities),
+        "training": partial(plots.training_curves, curves),
+    }.items():
+        figure, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
+        plot(ax=ax)
+        figure.savefig(folder / f"{name}.png", dpi=150)
+        plt.close(figure)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=Config.seed, help="of weights and batches (default %(default)s)")
+    parser.add_argument("--epochs", type=int, default=Config.epochs, help="of each network (default %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/events"), help="folder for results (default %(default)s)")
+    arguments = parser.parse_args()
+    if arguments.epochs < 1:
+        parser.error(f"--epochs must be >= 1, got {arguments.epochs}")
+    return arguments
 
 
 def main() -> None:
-    """Record, train the three networks, evaluate and write everything down."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=Path("runs/events"), help="folder for metrics.json and the figure")
-    args = parser.parse_args()
-    if args.epochs < 0:
-        parser.error(f"--epochs must be >= 0, got {args.epochs}")
-    torch.set_num_threads(1)  # the layers are small, and the result then does not depend on the machine's cores
-    started = time.perf_counter()
-    (x_train, y_train), (x_test, y_test) = load_data(args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
-    draw(x_test[:, 0], args.out / "recording.png")
+    arguments = parse_arguments()
+    config, started = Config(seed=arguments.seed, epochs=arguments.epochs), time.time()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # such small layers gain nothing from more, and the result does not depend on the number of cores
+    *splits, events_per_recording = load_data(config)
 
-    results = {}
-    print(f"{'':22s}{'accuracy, %':>12s}{'spikes per neuron':>20s}")
-    for view in ("frame and events", "frame alone", "events alone"):
-        torch.manual_seed(args.seed)
-        net = build_network()
-        train(net, see(x_train, view), y_train, args.epochs, view)
-        results[view] = evaluate(net, see(x_test, view), y_test)
-        print(f"{view:22s}{results[view]['accuracy']:12.1f}{results[view]['spikes_per_neuron']:20.2f}", flush=True)
-    spiking = x_test[1:].sum(0)[:, 1:].mean().item()
-    metrics = {"seed": args.seed, "epochs": args.epochs, "input_spikes_per_pixel_and_polarity": spiking, "results": results}
-    (args.out / "metrics.json").write_text(json.dumps(metrics | {"seconds": time.perf_counter() - started}, indent=2) + "\n")
+    results: dict[str, Any] = {}
+    curves: dict[str, list[float]] = {}
+    for name, factors in INPUTS.items():
+        channels = torch.tensor(factors, dtype=torch.float32).view(3, 1, 1)
+        training, validation, test = ((x_seq * channels, y) for x_seq, y in splits)
+        torch.manual_seed(config.seed)
+        network = build_network(config.v_threshold)
+        curves[name] = train(network, training, validation, config, name)
+        results[name] = evaluate(network, test)
+    print(table(results))
+
+    draw(arguments.out, splits[2][0][:, 0], results, curves)
+    environment = {"onespike": onespike.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    environment |= {"device": platform.machine()}
+    metrics = {"results": results, "validation_accuracy": curves, "events_per_recording": events_per_recording}
+    metrics |= {"environment": environment, "seconds": time.time() - started}
+    (arguments.out / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
+    (arguments.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    print(f"results and figures are in {arguments.out} ({metrics['seconds']:.0f} s)")
 
 
 if __name__ == "__main__":

@@ -41,35 +41,44 @@ def test_quickstart_writes_what_it_says(tmp_path):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(("arguments", "message"), [(("--epochs", -1), "--epochs must be >= 0, got -1")])
-def test_bad_arguments_are_named(arguments, message):
-    result = run(RECIPES / "quickstart.py", *arguments)
+def test_events_writes_what_it_says(tmp_path):
+    runs = [run(RECIPES / "events.py", "--epochs", 1, "--seed", 3, "--out", tmp_path / name) for name in "ab"]
+    for result in runs:
+        assert result.returncode == 0, result.stderr
+    assert "epoch" not in runs[0].stderr, "progress bars must be quiet where there is no terminal"
+    metrics, again = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in "ab")
+    assert metrics["results"] == again["results"], "a seed fixes the result"
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["seed"] == 3
+    assert list(metrics["results"]) == ["frame + events", "frame only", "events only"]
+    for name, result in metrics["results"].items():
+        assert result["accuracy"] > 15, "chance is 10 %"
+        assert 0.02 < result["spikes_per_neuron"] < 0.95
+        assert f"{name:<18}{result['accuracy']:>18.1f}" in runs[0].stdout
+    assert metrics["results"]["frame only"]["accuracy"] > 50
+    for name in ("input", "activity", "training"):
+        assert (tmp_path / "a" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "message"),
+    [
+        ("quickstart.py", ("--epochs", -1), "--epochs must be >= 0, got -1"),
+        ("events.py", ("--epochs", 0), "--epochs must be >= 1, got 0"),
+    ],
+)
+def test_bad_arguments_are_named(recipe, arguments, message):
+    result = run(RECIPES / recipe, *arguments)
     assert result.returncode == 2
     assert message in result.stderr
 
 
-def test_events_writes_what_it_says(tmp_path):
-    result = run(RECIPES / "events.py", "--epochs", 2, "--out", tmp_path)
-    assert result.returncode == 0, result.stderr
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert set(metrics["results"]) == {"frame and events", "frame alone", "events alone"}
-    for view, found in metrics["results"].items():
-        assert found["accuracy"] > 30, f"{view} learned nothing in two epochs"
-        assert 0 < found["spikes_per_neuron"] <= 1
-        assert f"{view:22s}{found['accuracy']:12.1f}" in result.stdout
-    assert 0.1 < metrics["input_spikes_per_pixel_and_polarity"] < 1
-    assert (tmp_path / "recording.png").read_bytes().startswith(b"\x89PNG")
-    assert "--epochs must be >= 0, got -1" in run(RECIPES / "events.py", "--epochs", -1).stderr
-
-
-def test_the_simulated_camera_times_its_crossings(monkeypatch):
+def test_the_simulated_camera_times_its_events(monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES))
     import events  # noqa: PLC0415
 
-    # One pixel whose log intensity rises by 2.5 thresholds over the whole film, and one that falls by 1.2.
-    rise = torch.linspace(0, 1, events.FRAMES)
-    logs = torch.stack([2.5 * events.CONTRAST * rise, -1.2 * events.CONTRAST * rise], 1) + torch.log(torch.tensor(0.6))
-    found = events.camera((logs.exp() - events.DARKNESS).view(-1, 1, 2))
-    assert sorted((int(e["x"]), int(e["p"])) for e in found) == [(0, 1), (0, 1), (1, -1)]
-    moments = sorted(int(e["t"]) for e in found)
-    assert moments == pytest.approx([events.DURATION * share for share in (1 / 2.5, 2 / 2.5, 1 / 1.2)], abs=50)
+    # A pixel that rises by 2.5 thresholds, one that falls by 1.2, and one that rises by 1.1 and falls back by 0.2.
+    there = torch.linspace(0, 1, 11)
+    levels = torch.stack([2.5 * there, -1.2 * there, (1.1 * 2 * there).clamp_max(1.1) - (0.4 * (there - 0.5)).clamp_min(0)], 1)
+    found = events.record((0.6 * (0.3 * levels.double()).exp() - 0.1).view(11, 1, 3), 1000, 0.3)
+    assert found[:, [0, 3]].tolist() == [[0, 1], [2, 1], [0, 1], [1, 0]]
+    assert found[:, 2].tolist() == pytest.approx([400, 1000 / 2.2, 800, 1000 / 1.2], abs=1)
