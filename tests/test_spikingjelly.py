@@ -358,6 +358,24 @@ def test_a_host_network_keeps_working_beside_ours(images):
     functional.reset_net(mixed)
 
 
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_detach_net_cuts_the_graph_of_states_that_are_views(step_mode, images):
+    net = network(step_mode, store_v_seq=True)
+    net(images)
+    functional.detach_net(net)
+    states = [value for module in net if isinstance(module, base.MemoryModule) for value in module._memories.values()]
+    states += [module.v_seq for module in net if isinstance(module, SingleSpikeLIFNode)]
+    assert any(isinstance(value, torch.Tensor) for value in states)
+    assert not any(isinstance(value, torch.Tensor) and value.requires_grad for value in states)
+
+
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_what_a_snntorch_neuron_returns_is_named(step_mode):
+    node = SingleSpikeLIFNode(step_mode=step_mode)
+    with pytest.raises(TypeError, match=r"must be a torch.Tensor, got tuple: a snnTorch neuron returns \(spk, mem\)"):
+        node((torch.zeros(2, 3), torch.zeros(2, 3)))
+
+
 def test_the_node_is_one_of_the_hosts():
     node = SingleSpikeLIFNode(0.9, 0.5)
     assert isinstance(node, neuron.BaseNode)

@@ -15,7 +15,8 @@ def check_T(T: int, minimum: int = 1, name: str = "T") -> None:
 def check_floating(name: str, x: Tensor, dims: int, layout: str) -> None:
     """Raise unless `x` is a floating-point tensor of at least `dims` dimensions (`layout` shows which)."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+        remedy = ": a snnTorch neuron returns (spk, mem), pass spk alone" if isinstance(x, tuple) else ""
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}{remedy}")
     if not x.dtype.is_floating_point:
         remedy = ": convert images with x.float() / 255" if x.dtype == torch.uint8 else ""
         raise TypeError(f"{name} must be a floating-point tensor, got {x.dtype}{remedy}")

@@ -7,7 +7,12 @@ from torch import Tensor
 
 
 class CopyableMemory(base.MemoryModule):
-    """A `MemoryModule` that can be copied and pickled in the middle of a sequence."""
+    """A `MemoryModule` that can be copied, pickled and detached in the middle of a sequence."""
+
+    def detach(self) -> None:
+        """Cut the state off its graph; not in place, as the host does it, which autograd refuses for views."""
+        for name, value in self._memories.items():
+            self._memories[name] = detached(value)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the graph that computed the state behind: autograd's tensors refuse to be copied."""

@@ -7,10 +7,10 @@ from spikingjelly.activation_based import base, neuron
 from torch import Tensor, nn
 
 from onespike.functional.backends import BACKENDS, check_backend
-from onespike.functional.checks import check_positive, check_T
+from onespike.functional.checks import check_floating, check_positive, check_T
 from onespike.functional.lif import LIFState, lif_with_trace, project_parameters
 from onespike.kernels.reference import state_dtype
-from onespike.spikingjelly.memory import CopyableMemory
+from onespike.spikingjelly.memory import CopyableMemory, detached
 
 
 class SingleSpikeLIFNode(CopyableMemory, neuron.BaseNode):
@@ -121,6 +121,11 @@ class SingleSpikeLIFNode(CopyableMemory, neuron.BaseNode):
         super().reset()
         self.v_seq = None
 
+    def detach(self) -> None:
+        """Cut the state and the stored trace off their graph, for truncated back-propagation."""
+        super().detach()
+        self.v_seq = detached(self.v_seq)
+
     @torch.no_grad()
     def project_(self) -> None:
         """Bring the parameters back to 0 <= leak <= 1 and v_threshold >= 1e-3, in place; call after the optimizer step."""
@@ -139,6 +144,7 @@ class SingleSpikeLIFNode(CopyableMemory, neuron.BaseNode):
 
     def single_step_forward(self, x: Tensor) -> Tensor:
         """Map the currents of one step [N, *] to its spikes [N, *]."""
+        check_floating("x", x, 1, "[N, *]")
         s_seq, (self.v, self.fired), v_seq = self._run(x.unsqueeze(0), (self.v, self.fired), self.store_v_seq)
         if self.store_v_seq:
             self.v_seq = v_seq if self.v_seq is None else torch.cat([self.v_seq, v_seq])
@@ -159,6 +165,7 @@ class SingleSpikeLIFNode(CopyableMemory, neuron.BaseNode):
         return (s_seq[0],), (state.v, state.fired)
 
     def _run(self, x_seq: Tensor, states: tuple[Any, ...], return_v_seq: bool) -> tuple[Tensor, LIFState, Tensor]:
+        check_floating("x_seq", x_seq, 2, "[T, N, *]")
         v, fired = states
         state = None
         if isinstance(v, Tensor) or isinstance(fired, Tensor) or v or fired:
