@@ -1,0 +1,94 @@
+"""Checkpoints that a crash cannot spoil: written beside, flushed, renamed; the last two kept; their SHA-256 in their names."""
+
+import hashlib
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from onespike.conversion.storage import write_atomically
+
+FORMAT = 1
+KEPT = 2
+NAME = re.compile(r"step-(\d{8})\.([0-9a-f]{16})\.pt")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is damaged, belongs to another run, or cannot be written."""
+
+
+class Checkpoints:
+    """The checkpoints of one stage of a run.
+
+    Args:
+        folder: where they lie; made if need be.
+        identity: the settings that the stage depends on, by name; a checkpoint with others is refused.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self.folder = folder
+        self.identity = identity
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Write a checkpoint, then drop the older ones.
+
+        Raises:
+            CheckpointError: it cannot be written, such as on a full disk; the earlier ones stay as they were.
+        """
+        buffer = io.BytesIO()
+        torch.save({"format": FORMAT, "identity": self.identity, "state": state}, buffer)
+        content = buffer.getvalue()
+        path = self.folder / f"step-{step:08d}.{hashlib.sha256(content).hexdigest()[:16]}.pt"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for stale in self.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+                stale.unlink()
+            write_atomically(path, content)
+        except OSError as error:
+            last = self.paths()[-1:]
+            kept = f"{last[0]} is the last good checkpoint" if last else "there is no earlier checkpoint"
+            raise CheckpointError(
+                f"{path}, of {len(content) / 2**20:.0f} MiB, cannot be written: {error.strerror}; {kept}"
+            ) from error
+        for old in [other for other in self.paths() if other != path][: -(KEPT - 1)]:
+            old.unlink()
+        return path
+
+    def load(self, device: torch.device) -> dict[str, Any] | None:
+        """Return the state of the latest checkpoint, or None where there is none.
+
+        Raises:
+            CheckpointError: it was truncated or altered, or other settings made it.
+        """
+        paths = self.paths()
+        if not paths:
+            return None
+        path = paths[-1]
+        content = path.read_bytes()
+        match = NAME.fullmatch(path.name)
+        assert match is not None
+        if hashlib.sha256(content).hexdigest()[:16] != match[2]:
+            earlier = f"delete it to go on from {paths[-2].name}" if paths[:-1] else "delete it to start this stage again"
+            raise CheckpointError(f"{path} does not have the SHA-256 in its name, it was truncated or altered: {earlier}")
+        document = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise CheckpointError(f"{path} is not a checkpoint of this version of the recipe (format {FORMAT})")
+        if different := differences(document["identity"], self.identity):
+            raise CheckpointError(f"{path} was made with other settings: {different}")
+        return document["state"]
+
+    def step(self) -> int | None:
+        """Return the step of the latest checkpoint, or None where there is none."""
+        return int(self.paths()[-1].name[5:13]) if self.paths() else None
+
+    def paths(self) -> list[Path]:
+        """Return the checkpoints, latest last."""
+        return sorted(path for path in self.folder.glob("step-*.pt") if NAME.fullmatch(path.name))
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Return the settings that differ, as "name: old -> new"; "" where none does."""
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return ", ".join(f"{name}: {old.get(name)} -> {new.get(name)}" for name in names)

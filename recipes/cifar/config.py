@@ -1,0 +1,227 @@
+"""The settings of a run: frozen dataclasses, read from a YAML file and from key=value pairs."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from onespike.models.vgg import LAYERS
+
+
+class ConfigError(ValueError):
+    """A setting is unknown, of the wrong type or out of its range."""
+
+
+def option(default: Any, help: str) -> Any:
+    """Declare a field with its default and the line that `--help` prints."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained."""
+
+    epochs: int = option(200, "passes over the training split; 0 leaves the network as it is")
+    batch_size: int = option(64, "images per optimiser step, over all processes and accumulated parts")
+    accumulate: int = option(1, "parts in which a batch is computed, to save memory")
+    optimizer: Literal["sgd", "adam"] = option("sgd", "SGD with Nesterov momentum, or Adam")
+    lr: float = option(0.01, "learning rate at its highest")
+    neuron_lr: float = option(1.0, "factor on the learning rate of leaks and thresholds")
+    momentum: float = option(0.9, "of SGD")
+    amsgrad: bool = option(False, "of Adam")
+    weight_decay: float = option(0.0, "of weights; leaks and thresholds never decay")
+    schedule: Literal["steps", "cosine"] = option("steps", "learning rate: times `decay` at each milestone, or half a cosine")
+    milestones: list[float] = option([], "epochs at which the rate falls, for schedule=steps")
+    decay: float = option(0.1, "factor at a milestone")
+    warmup: float = option(0.0, "epochs over which the rate first rises from 0")
+    label_smoothing: float = option(0.0, "share of the target spread over all classes")
+    clip: float = option(0.0, "largest gradient norm; 0 clips nothing")
+    max_steps: int | None = option(None, "end after so many optimiser steps, to try a config out; null trains all epochs")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of a run that its result depends on. The defaults are the paper's."""
+
+    dataset: Literal["cifar10", "cifar100", "digits"] = option(
+        "cifar10", "digits: scikit-learn's, bundled, enlarged to 32 x 32"
+    )
+    validation: int = option(5000, "images held out of the training set, for every choice")
+    crop: int = option(4, "pixels of black border for random crops; 0 crops nothing")
+    flip: bool = option(True, "mirror half of the images")
+    seed: int = option(0, "of weights, batches, augmentation and dropout")
+
+    model: Literal["vgg6", "vgg9", "vgg11", "vgg16"] = option("vgg16", "network")
+    width: float = option(1.0, "factor on the channels of its convolutions")
+    hidden: int = option(4096, "units of its two hidden fully-connected layers")
+    dropout: float = option(0.2, "dropout of the ANN after convolutions")
+    fc_dropout: float = option(0.5, "dropout of the ANN in the fully-connected head")
+    ann: Training = option(
+        Training(milestones=[120, 160, 180], weight_decay=5e-4), "training of the ANN, by its fields: ann.epochs=..."
+    )
+
+    T: int = option(5, "time steps")
+    encoder: Literal["hybrid", "direct", "analogue", "temporal"] = option(
+        "hybrid",
+        "image at t = 1, then one spike per pixel; image at every step; image, then zeros; spikes alone",
+    )
+    calibration_images: int = option(512, "training images from which thresholds are found")
+    calibration_T: int = option(200, "time steps of that calibration")
+    percentile: float = option(99.7, "of a layer's input current that becomes its threshold")
+    threshold_scales: list[float] = option([0.4], "factors on all thresholds; the best on the validation split is taken")
+    leak: float = option(1.0, "of every neuron at the start")
+    single_spike: bool = option(True, "a neuron fires at most once")
+    learn_leak: bool = option(True, "train the leaks")
+    learn_threshold: bool = option(True, "train the thresholds")
+    gamma: float = option(0.3, "height of the spike's surrogate gradient")
+    grad_after_spike: bool = option(True, "the surrogate lives on after a neuron's only spike")
+    temporal_gradient: bool = option(True, "gradients flow back through time")
+    beta: float = option(0.2, "half-width of the spike time's surrogate, as a share of the output threshold")
+    time_gradient: Literal["threshold", "full", "off", "eq17"] = option("threshold", "who receives the spike time's gradient")
+    snn_dropout: float = option(0.2, "dropout of the SNN, one mask for all steps of an image")
+    snn: Training = option(
+        Training(epochs=150, optimizer="adam", amsgrad=True, lr=1e-4, milestones=[float(e) for e in range(10, 150, 10)]),
+        "training of the SNN, by its fields: snn.epochs=...",
+    )
+
+    conversion_T: int = option(200, "time steps of the plain conversion (Table I, column b)")
+    conversion_images: int = option(10000, "test images for it; 0 leaves it out")
+    activity_images: int = option(1500, "test images over which spikes and energy are counted")
+
+    backend: Literal["auto", "torch", "inductor", "cupy", "triton"] = option("auto", "of the neurons")
+    precision: Literal["auto", "32-true", "bf16-mixed"] = option("auto", "auto: bf16-mixed on GPUs that have it, else 32-true")
+    channels_last: bool = option(True, "memory format of images and weights")
+    compile: bool = option(False, "torch.compile the network")
+
+
+RANGES: dict[str, tuple[str, Any]] = {
+    **dict.fromkeys(
+        ("validation", "hidden", "T", "calibration_images", "calibration_T", "conversion_T", "activity_images",
+         "batch_size", "accumulate", "max_steps"),
+        (">= 1", lambda value: value >= 1),
+    ),
+    **dict.fromkeys(
+        ("crop", "seed", "conversion_images", "epochs", "weight_decay", "warmup", "clip", "neuron_lr"),
+        (">= 0", lambda value: value >= 0),
+    ),
+    **dict.fromkeys(("width", "gamma", "beta", "lr"), ("> 0", lambda value: value > 0)),
+    **dict.fromkeys(("dropout", "fc_dropout", "snn_dropout", "momentum"), ("in [0, 1)", lambda value: 0 <= value < 1)),
+    **dict.fromkeys(("leak", "decay", "label_smoothing"), ("in [0, 1]", lambda value: 0 <= value <= 1)),
+    "percentile": ("in (0, 100]", lambda value: 0 < value <= 100),
+    "threshold_scales": ("one or more numbers > 0", lambda value: value and all(scale > 0 for scale in value)),
+    "milestones": ("rising epochs >= 0", lambda value: value == sorted(value) and all(epoch >= 0 for epoch in value)),
+}  # fmt: skip
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a config file and the key=value pairs that come on top of it.
+
+    A file names only what differs from the defaults; its key `base` names a file beside it to start from.
+
+    Args:
+        path: a YAML file.
+        overrides: such as "snn.lr=1e-3" or "threshold_scales=[0.2,0.4]".
+
+    Raises:
+        ConfigError: a file cannot be read, a key is unknown (the nearest name is suggested), a value has the wrong type or
+            leaves its range.
+    """
+    pairs = []
+    for pair in overrides:
+        if "=" not in pair:
+            raise ConfigError(f"--set takes key=value, got {pair!r}")
+        pairs.append(pair)
+    merged = OmegaConf.structured(Config)
+    for origin, layer in [*read_files(path), ("--set", OmegaConf.from_dotlist(pairs))]:
+        try:
+            merged = OmegaConf.merge(merged, layer)
+        except ConfigKeyError as error:
+            raise ConfigError(f"{origin}: unknown setting {error.full_key}{suggestion(error.full_key)}") from error
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{origin}: {error.full_key or 'settings'}: {str(error).splitlines()[0]}") from error
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, Config)
+    check("", config)
+    return config
+
+
+def read_files(path: Path) -> list[tuple[str, DictConfig]]:
+    """Return a file's settings after those of the files that it is based on."""
+    layers: list[tuple[str, DictConfig]] = []
+    following: Path | None = path
+    while following is not None:
+        try:
+            layer = OmegaConf.load(following)
+        except OSError as error:
+            raise ConfigError(f"{following} cannot be read: {error.strerror}") from error
+        except Exception as error:  # YAML's errors have no common base that OmegaConf exports
+            raise ConfigError(f"{following} is not YAML: {error}") from error
+        if not isinstance(layer, DictConfig):
+            raise ConfigError(f"{following} must hold settings by name, got a {type(layer).__name__}")
+        if any(name == str(following) for name, _ in layers):
+            raise ConfigError(f"{following} is based on itself")
+        layers.insert(0, (str(following), layer))
+        base = layer.pop("base", None)
+        following = following.parent / base if base else None
+    return layers
+
+
+def suggestion(key: str) -> str:
+    """Return the setting that an unknown one was probably meant to be: of its own section first, then of any."""
+    known = [name for name, _ in named_settings(Config)]
+    section, _, leaf = key.rpartition(".")
+    siblings = {name.removeprefix(f"{section}."): name for name in known if name.rpartition(".")[0] == section}
+    leaves = {name.rpartition(".")[2]: name for name in known}
+    for names in (siblings, leaves):
+        if nearest := difflib.get_close_matches(leaf, names, 1):
+            return f": did you mean {names[nearest[0]]}?"
+    return ": --help lists them all"
+
+
+def named_settings(section: type, prefix: str = "") -> list[tuple[str, Any]]:
+    """Return every field below `section` with its dotted name."""
+    types = get_type_hints(section)
+    found: list[tuple[str, Any]] = []
+    for entry in fields(section):
+        name = prefix + entry.name
+        found += [(name, entry), *(named_settings(types[entry.name], f"{name}.") if is_dataclass(types[entry.name]) else [])]
+    return found
+
+
+def check(prefix: str, section: Any) -> None:
+    """Raise a ConfigError for the first field outside its range."""
+    for entry in fields(section):
+        value = getattr(section, entry.name)
+        if is_dataclass(value):
+            check(f"{entry.name}.", value)
+        elif entry.name in RANGES and value is not None:
+            rule, holds = RANGES[entry.name]
+            if not holds(value):
+                raise ConfigError(f"{prefix}{entry.name} must be {rule}, got {value}")
+
+
+def explain() -> str:
+    """Return every setting with its default and meaning, for `--help`."""
+    lines = []
+    for section, title in ((Config, "settings (--set key=value)"), (Training, "settings of ann and snn (--set snn.key=value)")):
+        types = get_type_hints(section)
+        lines.append(f"{title}:")
+        for entry in fields(section):
+            if is_dataclass(types[entry.name]):
+                lines.append(f"  {entry.name:<20}{entry.metadata['help']}")
+                continue
+            default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
+            choices = get_args(types[entry.name]) if "Literal" in str(types[entry.name]) else ()
+            allowed = f" [{', '.join(map(str, choices))}]" if choices else ""
+            lines.append(f"  {entry.name:<20}{entry.metadata['help']}{allowed} (default {default})")
+        lines.append("")
+    return "\n".join(lines)
+
+
+assert set(LAYERS) == set(get_args(get_type_hints(Config)["model"]))

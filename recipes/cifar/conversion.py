@@ -1,0 +1,116 @@
+"""From the trained ANN to the spiking network of a config."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from cifar.config import Config
+from cifar.data import Data, Split
+from cifar.results import watch, write_json
+from cifar.training import Runtime, accuracy
+from onespike.conversion import SpikingNetwork, calibrate_thresholds, convert
+from onespike.spikingjelly import DirectEncoder, HybridEncoder, SingleSpikeLIFNode
+
+DESCRIBED_IMAGES = 500
+IMAGES_TIMES_STEPS = 2000
+"""What a batch of the plain conversion holds, so that its memory does not grow with T."""
+
+
+def choose_thresholds(path: Path, ann: nn.Module, runtime: Runtime) -> dict[str, Any]:
+    """Calibrate the thresholds and take the factor that serves the untrained network best on the validation images.
+
+    The choice is kept in the file `path`, and read from there where it was made before.
+    """
+    config, data, fabric = runtime.config, runtime.data, runtime.fabric
+    found = path.exists()
+    fabric.barrier()  # no process writes the file before all have looked
+    if found:
+        return json.loads(path.read_text())
+    ann.eval()
+    images = calibration_images(data, config)
+    thresholds = calibrate_thresholds(ann, images, percentile=config.percentile, timesteps=config.calibration_T)
+    accuracies = {}
+    for scale in config.threshold_scales:
+        network = spiking_network(ann, {"thresholds": thresholds, "scale": scale}, data, config)
+        accuracies[scale] = accuracy(network, data.validation, lambda readout: readout.potential, fabric)
+    choice = {
+        "thresholds": thresholds,
+        "scale": max(accuracies, key=lambda scale: accuracies[scale]),
+        "validation_accuracy": {str(scale): percent for scale, percent in accuracies.items()},
+    }
+    choice = fabric.broadcast(choice)
+    if fabric.is_global_zero:
+        write_json(path, choice)
+    return choice
+
+
+def calibration_images(data: Data, config: Config) -> Tensor:
+    """Return the first training images, as they are."""
+    return data.train.plain(slice(0, config.calibration_images))[0]
+
+
+def spiking_network(ann: nn.Module, conversion: dict[str, Any], data: Data, config: Config) -> SpikingNetwork:
+    """Convert the ANN into the spiking network of the config."""
+    if config.encoder == "direct":
+        encoder: nn.Module = DirectEncoder(config.T)
+    else:
+        encoder = HybridEncoder.for_normalized(
+            config.T, data.mean, data.std, analogue=config.encoder != "temporal", temporal=config.encoder != "analogue"
+        )
+    neuron = partial(
+        SingleSpikeLIFNode,
+        learn_leak=config.learn_leak,
+        learn_threshold=config.learn_threshold,
+        gamma=config.gamma,
+        single_spike=config.single_spike,
+        grad_after_spike=config.grad_after_spike,
+        temporal_gradient=config.temporal_gradient,
+        backend=config.backend,
+    )
+    network = convert(
+        ann,
+        calibration_images(data, config),
+        threshold_scale=conversion["scale"],
+        thresholds=conversion["thresholds"],
+        leak=config.leak,
+        neuron=neuron,
+        encoder=encoder,
+        dropout=config.snn_dropout,
+    )
+    network.readout.beta = config.beta * network.readout.v_threshold.item()
+    network.readout.time_gradient = config.time_gradient
+    network.readout.v_threshold.requires_grad_(config.time_gradient != "off")
+    return network
+
+
+def plain_accuracy(ann: nn.Module, conversion: dict[str, Any], runtime: Runtime) -> float:
+    """Measure the plain conversion of Table I's column b: direct input, any number of spikes, thresholds as calibrated."""
+    config, data = runtime.config, runtime.data
+    network = convert(
+        ann,
+        calibration_images(data, config)[:1],  # V_L alone depends on them, and the potential not on V_L
+        threshold_scale=1,
+        thresholds=conversion["thresholds"],
+        encoder=DirectEncoder(config.conversion_T),
+        neuron=partial(SingleSpikeLIFNode, single_spike=False, backend=config.backend),
+    )
+    batch_size = max(1, IMAGES_TIMES_STEPS // config.conversion_T)
+    test = data.test.head(config.conversion_images)
+    return accuracy(network, test, lambda readout: readout.potential, runtime.fabric, batch_size)
+
+
+def describe(network: SpikingNetwork, validation: Split, fabric: Fabric) -> dict[str, Any]:
+    """Return what an epoch's line of the history says about a spiking network."""
+    activity = watch(network, validation, fabric, DESCRIBED_IMAGES)
+    nodes = network.nodes()
+    return {
+        "spikes": activity.mean,
+        "activity": activity.zeta,
+        "leak": {name: node.leak.item() for name, node in nodes.items()},
+        "threshold": {name: node.v_threshold.item() for name, node in nodes.items()},
+        "output_threshold": network.readout.v_threshold.item(),
+    }

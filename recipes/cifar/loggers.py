@@ -1,0 +1,62 @@
+"""Where the epochs are written: JSON lines and CSV always, TensorBoard and Weights & Biases when asked for."""
+
+from pathlib import Path
+from typing import Any
+
+from cifar.results import flat, write_history
+
+
+class LoggerError(RuntimeError):
+    """A logger was asked for whose package is missing."""
+
+
+class Loggers:
+    """Write each epoch once, wherever it was asked for; a resumed run writes its earlier epochs again.
+
+    Args:
+        folder: for the history and TensorBoard's files.
+        config: settings of the run, by dotted name.
+        tensorboard: write for TensorBoard.
+        wandb: project at Weights & Biases, or None.
+
+    Raises:
+        LoggerError: TensorBoard or Weights & Biases is not installed.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], *, tensorboard: bool, wandb: str | None) -> None:
+        self.folder = folder
+        self.written = 0
+        self.tensorboard: Any = None
+        self.wandb: Any = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  (an optional dependency)
+            except ImportError as error:
+                raise LoggerError("--tensorboard needs TensorBoard: pip install tensorboard") from error
+            self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=0)
+        if wandb is not None:
+            try:
+                import wandb as service  # noqa: PLC0415  (an optional dependency)
+            except ImportError as error:
+                raise LoggerError("--wandb needs Weights & Biases: pip install wandb") from error
+            self.wandb = service.init(project=wandb, name=folder.name, dir=str(folder), config=config)
+
+    def write(self, history: list[dict[str, Any]]) -> None:
+        """Write a history whose first epochs may have been written before."""
+        write_history(self.folder, history)
+        for position in range(self.written, len(history)):
+            entry = history[position]
+            values = {f"{entry['stage']}/{name}": value for name, value in flat(entry).items() if isinstance(value, float)}
+            if self.tensorboard is not None:
+                for name, value in values.items():
+                    self.tensorboard.add_scalar(name, value, entry["epoch"])
+            if self.wandb is not None:
+                self.wandb.log(values, step=position)
+        self.written = len(history)
+
+    def close(self) -> None:
+        """Flush and close."""
+        if self.tensorboard is not None:
+            self.tensorboard.close()
+        if self.wandb is not None:
+            self.wandb.finish()

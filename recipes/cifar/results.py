@@ -1,0 +1,226 @@
+"""What a run leaves behind: history, test results with where they come from, a table and figures."""
+
+import csv
+import io
+import json
+import platform
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from cifar.data import Split
+from cifar.training import EVALUATION_BATCH
+from onespike import plots
+from onespike.conversion import SpikingNetwork
+from onespike.conversion.storage import write_atomically
+from onespike.functional import Readout, predict
+from onespike.functional.readout import RULES
+from onespike.metrics import SpikingActivity, energy
+from onespike.metrics.energy import ACCOUNTINGS, TECHNOLOGIES
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+PACKAGES = ("onespike", "torch", "torchvision", "spikingjelly", "lightning-fabric", "triton", "cupy-cuda12x")
+SHOWN_IMAGES = 500
+
+
+@torch.no_grad()
+def evaluate(network: SpikingNetwork, test: Split, fabric: Fabric, activity_images: int) -> dict[str, Any]:
+    """Measure accuracy by rule and by step over all test images, spikes and energy over the first `activity_images`."""
+    network.eval()
+    hits = torch.zeros(len(RULES) + network.T, device=fabric.device, dtype=torch.float64)
+    for first in range(fabric.global_rank * EVALUATION_BATCH, len(test), fabric.world_size * EVALUATION_BATCH):
+        x, y = test.plain(slice(first, first + EVALUATION_BATCH))
+        with fabric.autocast():
+            currents = network.currents(x)
+            readout = network.readout(currents)
+        guesses = [predict(readout, rule) for rule in RULES] + list(currents.float().cumsum(0).argmax(2))
+        hits += torch.stack([(guess == y).sum() for guess in guesses])
+    shares = (100 * fabric.all_reduce(hits, reduce_op="sum") / len(test)).tolist()
+    activity = watch(network, test, fabric, activity_images)
+    return {
+        "accuracy": dict(zip(RULES, shares, strict=False)),
+        "accuracy_at_step": shares[len(RULES) :],
+        "spikes_per_neuron": activity.mean,
+        "flop_weighted_spikes_per_neuron": activity.flop_weighted_mean,
+        "activity": activity.zeta,
+        "energy": {t: {a: asdict(energy(activity, accounting=a, technology=t)) for a in ACCOUNTINGS} for t in TECHNOLOGIES},
+    }
+
+
+@torch.no_grad()
+def watch(network: SpikingNetwork, split: Split, fabric: Fabric, images: int) -> SpikingActivity:
+    """Count the spikes of a network over the first images of a split."""
+    network.eval()
+    images = min(images, len(split))
+    with SpikingActivity(network) as activity, fabric.autocast():
+        for first in range(0, images, EVALUATION_BATCH):
+            network(split.plain(slice(first, min(first + EVALUATION_BATCH, images)))[0])
+    return activity
+
+
+@contextmanager
+def energy_meter(device: torch.device) -> Iterator[Callable[[], float | None]]:
+    """Give a function that tells the joules that the GPU has used since, or None where no driver counts them."""
+    try:
+        import pynvml  # noqa: PLC0415  (an optional dependency)
+    except ImportError:
+        pynvml = None
+    if device.type != "cuda" or pynvml is None:
+        yield lambda: None
+        return
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+    try:
+        start = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+        yield lambda: (pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) - start) / 1e3
+    except pynvml.NVMLError:
+        yield lambda: None
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def provenance(fabric: Fabric) -> dict[str, Any]:
+    """Return machine, versions and commit of this run."""
+    root = Path(__file__).parent
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    git = partial(subprocess.run, cwd=root, capture_output=True, text=True, check=False)
+    return {
+        "device": torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else cpu_model(),
+        "processes": fabric.world_size,
+        "threads": torch.get_num_threads(),
+        "precision": fabric._precision.precision,
+        "python": platform.python_version(),
+        "versions": versions,
+        "commit": git(["git", "rev-parse", "HEAD"]).stdout.strip() or None,
+        "changed": bool(git(["git", "status", "--porcelain", "--", "..", "../../plugin"]).stdout.strip()),
+    }
+
+
+def cpu_model() -> str:
+    """Return the processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file in one step."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
+    """Write the epochs as JSON lines and, a column for each layer, as CSV."""
+    write_atomically(folder / "history.jsonl", "".join(json.dumps(entry) + "\n" for entry in history).encode())
+    rows = [flat(entry) for entry in history]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(folder / "history.csv", text.getvalue().encode())
+
+
+def flat(entry: dict[str, Any]) -> dict[str, Any]:
+    """Spread what an entry says by layer over dotted names."""
+    spread: dict[str, Any] = {}
+    for name, value in entry.items():
+        spread |= {f"{name}.{layer}": one for layer, one in value.items()} if isinstance(value, dict) else {name: value}
+    return spread
+
+
+def table(results: dict[str, Any], T: int, conversion_T: int) -> str:
+    """Lay out the closing table."""
+
+    def row(label: str, *cells: float | str | None) -> str:
+        texts = ["" if cell is None else cell if isinstance(cell, str) else f"{cell:.2f}" for cell in cells]
+        return f"{label:<52}" + "".join(f"{text:>11}" for text in texts)
+
+    def spiking(label: str, result: dict[str, Any]) -> str:
+        return row(label, *result["accuracy"].values(), result["spikes_per_neuron"])
+
+    lines = [row("test accuracy, %", *RULES, "spikes"), row("ANN", results["ann"]["accuracy"])]
+    if "plain" in results:
+        lines.append(row(f"converted, T = {conversion_T}, direct input, multi-spike", results["plain"]["accuracy"]))
+    lines += [spiking(f"converted, T = {T}, untrained", results["converted"]), spiking(f"trained, T = {T}", results["trained"])]
+    lines += ["  (potential: argmax U; combined: argmax U - T; time: argmin T; spikes per neuron and image)", ""]
+    lines.append(row("test accuracy, %, by potential, when read at", *(f"t = {t + 1}" for t in range(T))))
+    lines.append(row("trained", *results["trained"]["accuracy_at_step"]))
+    lines += ["", row("compute energy per image", "ANN, mJ", "SNN, mJ", "ratio")]
+    for technology, reports in results["trained"]["energy"].items():
+        for accounting, report in reports.items():
+            ann, snn = report["ann_pj"] / 1e9, report["snn_pj"] / 1e9
+            lines.append(row(f"{technology}, {accounting} accounting", f"{ann:.4f}", f"{snn:.4f}", f"{ann / snn:.1f}x"))
+    return "\n".join(lines)
+
+
+def draw(folder: Path, network: SpikingNetwork, test: Split, results: dict[str, Any], history: list[dict[str, Any]]) -> None:
+    """Write the figures as PNG files."""
+    x, y = test.plain(slice(0, SHOWN_IMAGES))
+    layer = list(network.nodes())[-1]
+    s_seq, readout = spikes_of(network, x, layer)
+    trained = results["trained"]
+    energies = {
+        technology: {"ANN": reports["paper"]["ann_pj"], **{f"SNN, {a}": report["snn_pj"] for a, report in reports.items()}}
+        for technology, reports in trained["energy"].items()
+    }
+    figures: dict[str, Callable[..., Any]] = {
+        "raster": partial(plots.raster, s_seq),
+        "spike_times": partial(plots.spike_time_histogram, readout.spike_time, T=network.T, correct=y),
+        "activity": partial(
+            plots.activity_bars, {"converted": results["converted"]["activity"], "trained": trained["activity"]}
+        ),
+        "energy": partial(plots.energy_bars, energies),
+    }
+    by_stage = {stage: [entry for entry in history if entry["stage"] == stage] for stage in ("ann", "snn")}
+    for stage, entries in by_stage.items():
+        if entries:
+            curves = {part: [entry[f"{part}_accuracy"] for entry in entries] for part in ("training", "validation")}
+            figures[f"{stage}_accuracy"] = partial(plots.training_curves, curves)
+            figures[f"{stage}_loss"] = partial(curve, {"training": [entry["loss"] for entry in entries]}, "loss")
+    if snn := by_stage["snn"]:
+        for name in ("activity", "leak", "threshold"):
+            layers = {layer: [entry[name][layer] for entry in snn] for layer in snn[0][name]}
+            figures[f"{name}_by_epoch"] = partial(curve, layers, {"activity": "spikes per neuron"}.get(name, name))
+    for name, plot in figures.items():
+        figure, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
+        plot(ax=ax)
+        figure.savefig(folder / f"{name}.png", dpi=150)
+        plt.close(figure)
+
+
+def curve(series: dict[str, list[float]], label: str, *, ax: Any) -> None:
+    """Draw values over the epochs, a line for each series."""
+    for name, values in series.items():
+        ax.plot(range(1, len(values) + 1), values, marker=".", label=name)
+    ax.set(xlabel="epoch", ylabel=label)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, ncols=2)
+
+
+@torch.no_grad()
+def spikes_of(network: SpikingNetwork, x: Tensor, layer: str) -> tuple[Tensor, Readout]:
+    """Return the spikes of one layer, [T, N, *], and the readout."""
+    seen: list[Tensor] = []
+    handle = network.nodes()[layer].register_forward_hook(lambda *call: seen.append(call[-1]))
+    readout = network.eval()(x)
+    handle.remove()
+    return seen[0], readout

@@ -1,0 +1,314 @@
+"""The training loop of both networks: one process or many, stoppable and resumable after any step.
+
+Everything random is a function of (seed, stage, epoch or step, process), so that a checkpoint needs no generator states: the
+weights, the optimiser and the number of steps taken are the whole state.
+"""
+
+import hashlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cifar.checkpoint import Checkpoints
+from cifar.config import Config, Training
+from cifar.data import Data, Epoch, Split
+from onespike.spikingjelly import project_net
+
+TERMINATED = 128 + signal.SIGTERM
+LOOK_EVERY = 50
+"""Steps between looks at the loss and at other processes' signals on a GPU, where looking makes it wait."""
+EVALUATION_BATCH = 250
+
+
+class TrainingError(RuntimeError):
+    """The loss or the weights are no longer finite."""
+
+
+class Termination:
+    """What SIGTERM does: end the process at once or, where work could be lost, at the next safe moment."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._deferred = False
+        signal.signal(signal.SIGTERM, self._receive)
+
+    def _receive(self, *_: Any) -> None:
+        self.requested = True
+        if not self._deferred:
+            raise SystemExit(TERMINATED)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Only note the signal inside; `requested` tells."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+
+@dataclass
+class Progress:
+    """How far a stage is."""
+
+    step: int = 0
+    seconds: float = 0.0
+    loss: float = 0.0  # sums over the images of the running epoch
+    hits: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training: the ANN's or the SNN's.
+
+    Attributes:
+        name: "ann" or "snn".
+        settings: how to train.
+        loss: maps (output, target) to the mean over a batch.
+        logits: takes [N, K] from an output.
+        describe: what else an epoch's line of the history should say about the network.
+        checkpoints: where the stage is kept.
+        log: is called with the history when it has grown.
+    """
+
+    name: str
+    settings: Training
+    loss: Callable[[Any, Tensor], Tensor]
+    logits: Callable[[Any], Tensor]
+    describe: Callable[[Any], dict[str, Any]]
+    checkpoints: Checkpoints
+    log: Callable[[list[dict[str, Any]]], None]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What all stages of a run share.
+
+    Attributes:
+        config: settings of the run.
+        data: the training split is learnt, the validation split measured after each epoch.
+        fabric: launched.
+        termination: SIGTERM's handler; while a network is trained the signal saves a checkpoint and ends the process.
+        save_every: seconds between checkpoints, beside the first, the last and that of a signal.
+    """
+
+    config: Config
+    data: Data
+    fabric: Fabric
+    termination: Termination
+    save_every: float
+
+
+class Trainer:
+    """Train `network`, which lies on the device of the run, in place, from its latest checkpoint if there is one.
+
+    Raises:
+        TrainingError: loss or weights are not finite; the message names the last good checkpoint.
+        CheckpointError: a checkpoint cannot be read or written.
+    """
+
+    def __init__(self, stage: Stage, network: nn.Module, runtime: Runtime) -> None:
+        self.stage, self.network, self.runtime = stage, network, runtime
+        self.fabric, self.data = runtime.fabric, runtime.data
+        self.steps_per_epoch = -(-len(self.data.train) // stage.settings.batch_size)
+        self.planned = stage.settings.epochs * self.steps_per_epoch
+        limit = stage.settings.max_steps
+        self.total = self.planned if limit is None else min(self.planned, limit)
+        optimizer = make_optimizer(network, stage.settings)
+        self.progress = Progress()
+        saved = stage.checkpoints.load(self.fabric.device)
+        if saved is not None:
+            network.load_state_dict(saved["network"])
+            optimizer.load_state_dict(saved["optimizer"])
+            self.progress = Progress(**saved["progress"])
+        self.loss = torch.tensor(self.progress.loss, device=self.fabric.device, dtype=torch.float64)
+        self.hits = torch.tensor(self.progress.hits, device=self.fabric.device, dtype=torch.float64)
+        self.model, self.optimizer = self.fabric.setup(torch.compile(network) if runtime.config.compile else network, optimizer)
+        self.started = time.monotonic() - self.progress.seconds
+        self.saved_at = -math.inf if saved is None else time.monotonic()
+
+    def fit(self) -> Progress:
+        """Take the steps that are left; return the progress, complete."""
+        stage, progress, settings = self.stage, self.progress, self.stage.settings
+        stage.log(progress.history)
+        shown = self.fabric.is_global_zero and progress.step < self.total
+        bar = tqdm(
+            total=self.total, initial=progress.step, desc=stage.name.upper(), unit="step", disable=None if shown else True
+        )
+        order: Epoch | None = None
+        self.network.train()
+        with bar, self.runtime.termination.deferred():
+            self.save_if_due()
+            while progress.step < self.total:
+                epoch, position = divmod(progress.step, self.steps_per_epoch)
+                if order is None or position == 0:
+                    order = self.draw(epoch)
+                first = position * settings.batch_size
+                self.advance(order.take(slice(first, first + settings.batch_size)))
+                bar.update()
+                if position == self.steps_per_epoch - 1 or progress.step == self.total:
+                    self.close_epoch(epoch, min(first + settings.batch_size, len(self.data.train)))
+                    bar.set_postfix(shortened(progress.history[-1]))
+                self.save_if_due()
+        return progress
+
+    def draw(self, epoch: int) -> Epoch:
+        """Draw an epoch's batches and their augmentation."""
+        config = self.runtime.config
+        generator = torch.Generator().manual_seed(seed_of(config.seed, self.stage.name, "epoch", epoch))
+        return Epoch.draw(len(self.data.train), generator, crop=config.crop, flip=config.flip).to(self.fabric.device)
+
+    def advance(self, batch: Epoch) -> None:
+        """Take one optimiser step with this process's share of a batch."""
+        stage, settings, fabric = self.stage, self.stage.settings, self.fabric
+        torch.manual_seed(seed_of(self.runtime.config.seed, stage.name, "step", self.progress.step, fabric.global_rank))
+        factor = settings.lr * rate(settings, self.progress.step, self.steps_per_epoch, self.planned)
+        for group in self.optimizer.param_groups:
+            group["lr"] = factor * group["factor"]
+        own = batch.take(slice(fabric.global_rank, None, fabric.world_size))
+        size = max(1, -(-len(own.index) // settings.accumulate))
+        for part in range(settings.accumulate):
+            x, y = self.data.train.augmented(own.take(slice(part * size, (part + 1) * size)))
+            with fabric.no_backward_sync(self.model, enabled=part < settings.accumulate - 1):
+                output = self.model(x)
+                logits = stage.logits(output)
+                # A share can be empty, and the mean over it is not defined.
+                loss = stage.loss(output, y) if len(y) else logits.sum() * 0
+                # Gradients are averaged over the processes, whatever their shares.
+                fabric.backward(loss * (len(y) * fabric.world_size / len(batch.index)))
+            self.loss += loss.detach() * len(y)
+            self.hits += (logits.detach().argmax(1) == y).sum()
+        if settings.clip:
+            fabric.clip_gradients(self.model, self.optimizer, max_norm=settings.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        project_net(self.network)
+        self.progress.step += 1
+        if self.looks():
+            self.require_finite_loss()
+
+    def looks(self) -> bool:
+        """Whether it is time to look at numbers on the device and at other processes, which makes them wait."""
+        return self.fabric.device.type == "cpu" or self.progress.step % LOOK_EVERY == 0
+
+    def close_epoch(self, epoch: int, seen: int) -> None:
+        """Add an epoch, over `seen` images, to the history."""
+        stage, settings, fabric = self.stage, self.stage.settings, self.fabric
+        entry = {
+            "stage": stage.name,
+            "epoch": epoch + 1,
+            "lr": settings.lr * rate(settings, self.progress.step - 1, self.steps_per_epoch, self.planned),
+            "loss": fabric.all_reduce(self.loss, reduce_op="sum").item() / seen,
+            "training_accuracy": 100 * fabric.all_reduce(self.hits, reduce_op="sum").item() / seen,
+            "validation_accuracy": accuracy(self.network, self.data.validation, stage.logits, fabric),
+            **stage.describe(self.network),
+            "seconds": time.monotonic() - self.started,
+        }
+        self.network.train()
+        self.loss.zero_()
+        self.hits.zero_()
+        self.progress.history.append(entry)
+        stage.log(self.progress.history)
+
+    def save_if_due(self) -> None:
+        """Save a checkpoint when it is time to; end the process if a signal asked for it."""
+        fabric, progress = self.fabric, self.progress
+        stopping = self.runtime.termination.requested
+        if fabric.world_size > 1:  # all processes have to stop after the same step
+            asked = torch.tensor(float(stopping), device=fabric.device)
+            stopping = self.looks() and fabric.all_reduce(asked, reduce_op="sum").item() > 0
+        done = progress.step == self.total
+        if fabric.is_global_zero and (stopping or done or time.monotonic() - self.saved_at > self.runtime.save_every):
+            self.save()
+        if stopping:
+            fabric.print(f"stopped by SIGTERM after step {progress.step} of {self.stage.name}: --resume goes on from there")
+            raise SystemExit(TERMINATED)
+
+    def save(self) -> None:
+        """Save a checkpoint, unless this step's is there already."""
+        progress, checkpoints = self.progress, self.stage.checkpoints
+        if checkpoints.step() == progress.step:
+            return
+        self.require_finite_loss()
+        broken = [name for name, parameter in self.network.named_parameters() if not parameter.isfinite().all()]
+        if broken:
+            raise TrainingError(self.not_finite(f"the weights {', '.join(broken)}"))
+        progress.seconds = time.monotonic() - self.started
+        progress.loss, progress.hits = self.loss.item(), self.hits.item()
+        state = {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": asdict(progress),
+        }
+        checkpoints.save(progress.step, state)
+        self.saved_at = time.monotonic()
+
+    def require_finite_loss(self) -> None:
+        """Raise a TrainingError unless the losses so far are finite."""
+        if not self.loss.isfinite():
+            raise TrainingError(self.not_finite(f"the loss of {self.stage.name}"))
+
+    def not_finite(self, what: str) -> str:
+        """Say what became NaN or infinite, and what to do."""
+        last = self.stage.checkpoints.paths()[-1:]
+        good = f"{last[0]} is the last good checkpoint" if last else "there is no checkpoint yet"
+        name = self.stage.name
+        return f"{what} became NaN or infinite by step {self.progress.step}: {good}; lower {name}.lr or set {name}.clip"
+
+
+def shortened(entry: dict[str, Any]) -> dict[str, str]:
+    """Return what the progress bar shows of an epoch."""
+    return {name: f"{entry[name]:.3g}" for name in ("loss", "validation_accuracy", "spikes") if name in entry}
+
+
+def make_optimizer(network: nn.Module, settings: Training) -> torch.optim.Optimizer:
+    """Return the optimiser: leaks and thresholds, which are single numbers, never decay and have their own learning rate."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": settings.weight_decay, "factor": 1.0},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0, "factor": settings.neuron_lr},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=True)
+    return torch.optim.AdamW(groups, settings.lr, amsgrad=settings.amsgrad, fused=True)
+
+
+def rate(settings: Training, step: int, steps_per_epoch: int, planned: int) -> float:
+    """Return the factor on the learning rate at a step."""
+    epoch = step / steps_per_epoch
+    if epoch < settings.warmup:
+        return (step + 1) / (settings.warmup * steps_per_epoch)
+    if settings.schedule == "cosine":
+        warmup = settings.warmup * steps_per_epoch
+        return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / (planned - warmup))
+    return settings.decay ** sum(int(epoch) >= milestone for milestone in settings.milestones)
+
+
+def seed_of(*parts: Any) -> int:
+    """Return a seed that stands for these names and numbers alone."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+@torch.no_grad()
+def accuracy(
+    network: nn.Module, split: Split, logits: Callable[[Any], Tensor], fabric: Fabric, batch_size: int = EVALUATION_BATCH
+) -> float:
+    """Return the share of hits in percent, every image counted once, over all processes."""
+    network.eval()
+    hits = torch.zeros((), device=fabric.device, dtype=torch.float64)
+    for first in range(fabric.global_rank * batch_size, len(split), fabric.world_size * batch_size):
+        x, y = split.plain(slice(first, first + batch_size))
+        with fabric.autocast():
+            hits += (logits(network(x)).argmax(1) == y).sum()
+    return 100 * fabric.all_reduce(hits, reduce_op="sum").item() / len(split)

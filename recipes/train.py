@@ -1,0 +1,217 @@
+"""Train a row of Table I, from images to energy table: ANN -> thresholds -> conversion -> SNN -> evaluation.
+
+    python recipes/train.py recipes/configs/cifar10_vgg6_small.yaml --data-root data
+    torchrun --nproc-per-node 8 recipes/train.py recipes/configs/cifar10_vgg16_fast.yaml --data-root data
+
+Results, history, figures and the trained network go to --out. A run that was stopped, by whatever, goes on with --resume, and a
+stage that is complete is skipped. Every choice is made on images held out of the training set; the test set is read once, at
+the end.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from omegaconf import OmegaConf
+from torch import nn
+
+from cifar import results as outcome
+from cifar.checkpoint import CheckpointError, Checkpoints, differences
+from cifar.config import Config, ConfigError, explain, load_config
+from cifar.conversion import choose_thresholds, describe, plain_accuracy, spiking_network
+from cifar.data import Data, DataError, load_data
+from cifar.loggers import LoggerError, Loggers
+from cifar.training import Progress, Runtime, Stage, Termination, Trainer, TrainingError, accuracy, seed_of
+from onespike.conversion import SpikingNetwork
+from onespike.conversion.storage import write_atomically
+from onespike.functional import BackendUnavailableError
+from onespike.models import vgg
+from onespike.spikingjelly import HybridCrossEntropyLoss
+
+ANN_SETTINGS = ("dataset", "validation", "crop", "flip", "seed", "model", "width", "hidden", "dropout", "fc_dropout", "ann")
+"""What the ANN depends on: runs that agree in them can share it."""
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Carry out the stages, each from where it was left."""
+    config = load_config(arguments.config, arguments.set)
+    settings = outcome.flat(asdict(config))
+    out: Path = arguments.out or Path("runs") / arguments.config.stem
+    fabric = make_fabric(arguments.device, config)
+    runtime = Runtime(config, load_once(config, arguments.data_root, fabric), fabric, Termination(), arguments.save_every)
+    if fabric.is_global_zero:
+        claim(out, settings, arguments.resume)
+    fabric.barrier()
+    loggers = (
+        Loggers(out, settings, tensorboard=arguments.tensorboard, wandb=arguments.wandb) if fabric.is_global_zero else None
+    )
+    spent = Spent(fabric.device)
+
+    def log(history: list[dict[str, Any]]) -> None:
+        if loggers is not None:
+            loggers.write(history)
+
+    with spent("ann"):
+        ann, ann_progress = train_ann(arguments.ann or out, settings, runtime, log)
+    with spent("conversion"):
+        conversion = choose_thresholds(out / "conversion.json", ann, runtime)
+        untrained = spiking_network(ann, conversion, runtime.data, config)
+    with spent("snn"):
+        network = spiking_network(ann, conversion, runtime.data, config)
+        stage = Stage(
+            "snn",
+            config.snn,
+            HybridCrossEntropyLoss(label_smoothing=config.snn.label_smoothing),
+            lambda readout: readout.potential,
+            partial(describe, validation=runtime.data.validation, fabric=fabric),
+            Checkpoints(out / "snn", settings),
+            lambda history: log(ann_progress.history + history),
+        )
+        snn_progress = Trainer(stage, network, runtime).fit()
+    with spent("evaluation"):
+        results = evaluate(ann, conversion, untrained, network, runtime)
+    if loggers is None:
+        return
+
+    network.to(memory_format=torch.contiguous_format).save(out / "model")
+    outcome.draw(out, network, runtime.data.test, results, ann_progress.history + snn_progress.history)
+    metrics = {
+        "config": asdict(config),
+        "results": results,
+        "threshold_scale": conversion["scale"],
+        "seconds": {**spent.seconds, "ann": ann_progress.seconds, "snn": snn_progress.seconds},
+        "joules": spent.joules,
+        "provenance": outcome.provenance(fabric),
+    }
+    outcome.write_json(out / "metrics.json", metrics)
+    loggers.close()
+    print(outcome.table(results, config.T, config.conversion_T))
+    print(f"\nresults, history, figures and the trained network are in {out}")
+
+
+def train_ann(run_folder: Path, settings: dict[str, Any], runtime: Runtime, log: Any) -> tuple[nn.Sequential, Progress]:
+    """Train the ANN in `run_folder`, or take it from there."""
+    config, device = runtime.config, runtime.fabric.device
+    torch.manual_seed(seed_of(config.seed, "ann", "weights"))
+    sizes = {name: getattr(config, name) for name in ("width", "hidden", "dropout", "fc_dropout")}
+    ann = vgg(config.model, runtime.data.classes, **sizes)
+    ann.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+    identity = {name: value for name, value in settings.items() if name.split(".")[0] in ANN_SETTINGS}
+    loss = nn.CrossEntropyLoss(label_smoothing=config.ann.label_smoothing)
+    checkpoints = Checkpoints(run_folder / "ann", identity)
+    stage = Stage("ann", config.ann, loss, lambda logits: logits, lambda _: {}, checkpoints, log)
+    return ann, Trainer(stage, ann, runtime).fit()
+
+
+def evaluate(
+    ann: nn.Module, conversion: dict[str, Any], untrained: SpikingNetwork, trained: SpikingNetwork, runtime: Runtime
+) -> dict[str, Any]:
+    """Read the test set."""
+    config, test, fabric = runtime.config, runtime.data.test, runtime.fabric
+    results: dict[str, Any] = {"ann": {"accuracy": accuracy(ann, test, lambda logits: logits, fabric)}}
+    if config.conversion_images:
+        results["plain"] = {"accuracy": plain_accuracy(ann, conversion, runtime)}
+    for name, network in (("converted", untrained), ("trained", trained)):
+        results[name] = outcome.evaluate(network, test, fabric, config.activity_images)
+    return results
+
+
+class Spent:
+    """Wall time and, where the driver counts it, the GPU's energy, by stage."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+        self.joules: dict[str, float | None] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Measure what is done inside."""
+        started = time.monotonic()
+        with outcome.energy_meter(self.device) as joules:
+            yield
+            self.joules[stage] = joules()
+        self.seconds[stage] = time.monotonic() - started
+
+
+def make_fabric(device: str, config: Config) -> Fabric:
+    """Launch Fabric on this process, or on all that torchrun started."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    precision: Any = config.precision
+    if precision == "auto":
+        has_bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16-mixed" if has_bf16 else "32-true"
+    processes, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    fabric = Fabric(
+        accelerator=device,
+        devices=local,
+        num_nodes=processes // local,
+        strategy="ddp" if processes > 1 else "auto",
+        precision=precision,
+    )
+    fabric.launch()
+    return fabric
+
+
+def load_once(config: Config, root: Path, fabric: Fabric) -> Data:
+    """Load the data, on one process first, which may have to download them."""
+    if fabric.local_rank == 0:
+        data = load_data(config, root, fabric.device)
+    fabric.barrier()
+    return data if fabric.local_rank == 0 else load_data(config, root, fabric.device)
+
+
+def claim(out: Path, settings: dict[str, Any], resume: bool) -> None:
+    """Make the run's folder, or make sure that the run in it is this one."""
+    path = out / "config.yaml"
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, OmegaConf.to_yaml(OmegaConf.create(settings)).encode())
+        return
+    if not resume:
+        raise CheckpointError(f"{out} holds a run already: --resume goes on with it, --out names another folder")
+    if different := differences(OmegaConf.to_container(OmegaConf.load(path)), settings):  # type: ignore[arg-type]
+        raise CheckpointError(f"{path} has other settings than this run: {different}; --out names another folder")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=explain(), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", type=Path, help="a file of settings, such as recipes/configs/cifar10_vgg6_small.yaml")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="settings on top of the file's"
+    )
+    parser.add_argument("--data-root", type=Path, default=Path("data"), help="folder of the data set (default %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder for results (default runs/NAME OF THE CONFIG)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
+    parser.add_argument("--ann", type=Path, metavar="RUN", help="take the ANN that another run trained by the same settings")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when there is one")
+    parser.add_argument(
+        "--save-every", type=float, default=300, metavar="SECONDS", help="between checkpoints (default %(default)s)"
+    )
+    parser.add_argument("--tensorboard", action="store_true", help="also log for TensorBoard")
+    parser.add_argument("--wandb", metavar="PROJECT", help="also log to this project at Weights & Biases")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    try:
+        run(arguments)
+    except (ConfigError, DataError, CheckpointError, TrainingError, LoggerError, BackendUnavailableError) as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+
+
+if __name__ == "__main__":
+    main()
