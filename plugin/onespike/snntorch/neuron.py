@@ -4,7 +4,7 @@ from typing import Any
 
 import snntorch
 import torch
-from snntorch import utils
+from snntorch.utils import reset as reset_host_neurons
 from torch import Tensor, nn
 
 from onespike.functional.backends import check_backend
@@ -171,7 +171,7 @@ class SingleSpikeLeaky(snntorch.SpikingNeuron):
 
 def reset(net: nn.Module) -> None:
     """Clear the state of every neuron of `net` before a new sequence: ours, however deep, and the host's by its own rules."""
-    utils.reset(net)
+    reset_host_neurons(net)
     for module in net.modules():
         if isinstance(module, SingleSpikeLeaky):
             module.reset_mem()
