@@ -7,7 +7,7 @@ import pickle
 import pytest
 import snntorch as snn
 import torch
-from snntorch import spikegen
+from snntorch import spikegen, utils
 from torch import nn
 
 from onespike.functional import BackendUnavailableError, hybrid_cross_entropy, predict, spike_time_readout
@@ -200,6 +200,28 @@ def test_dtypes_and_autocast(x_seq):
         spk, mem = node.sequence(layer(x_seq))
     assert (spk.dtype, mem.dtype) == (torch.bfloat16, torch.float32)
     assert 0.05 < spk.float().any(0).float().mean() < 0.95
+
+
+def test_a_nested_network_copies_pickles_compiles_and_moves(x_seq):
+    def run(net):
+        reset(net)
+        return stepped(net, x_seq.to(next(net.parameters()).dtype))
+
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    inner = nn.Sequential(nn.Linear(40, 20, bias=False), SingleSpikeLeaky(0.9, 0.3, init_hidden=True))
+    net = nn.Sequential(inner, nn.Linear(20, 4, bias=False), SingleSpikeLeaky(0.8, 0.2, init_hidden=True))
+    expected = run(net)
+    assert expected.any()
+    utils.reset(net)
+    assert net[2].mem.any()  # the host's reset knows its own neurons only
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), torch.compile(net, fullgraph=True)):
+        assert torch.equal(run(twin), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert run(net).dtype == torch.bfloat16
+    assert net[2].mem.dtype == torch.float32
+    assert run(net.double()).dtype == net[2].mem.dtype == torch.float64
+    assert net.to("meta")[2].mem.device.type == "meta"
 
 
 def test_hybrid_is_the_analogue_image_then_the_hosts_latency_code():
