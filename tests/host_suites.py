@@ -172,8 +172,7 @@ def run(checkout: Path, files: list[str], *options: str) -> tuple[dict[str, tupl
             *options,
             *files,
         ]
-        path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-        environment = os.environ | {"PYTHONPATH": path}
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # the packages that this script sees
         done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
         return json.loads(outcomes.read_text()) if outcomes.exists() else {}, done.stdout + done.stderr
 
