@@ -9,11 +9,12 @@ import pytest
 import torch
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from onespike.conversion import convert
 from onespike.models import vgg
 from onespike.nir import from_nir, to_nir
-from onespike.spikingjelly import HybridEncoder, SingleSpikeLIFNode, SpikeTimeReadout
+from onespike.spikingjelly import DirectEncoder, HybridEncoder, SingleSpikeLIFNode, SpikeTimeReadout, project_net
 
 T, DT = 6, 1e-4
 
@@ -112,8 +113,44 @@ def trace(net, x_seq):
     return s_seq, v_seq
 
 
+def oblong() -> nn.Sequential:
+    """Strides, paddings, dilations and pools that differ along the two dimensions."""
+    torch.manual_seed(3)
+    net = nn.Sequential(
+        layer.Conv2d(2, 6, 3, stride=(2, 1), padding=(1, 0), dilation=(1, 2), bias=False),
+        SingleSpikeLIFNode(1.0, 0.2),
+        layer.AvgPool2d((1, 2), (2, 1), (0, 1)),
+        layer.Conv2d(6, 5, 3, padding=(1, 0), bias=False),
+        SingleSpikeLIFNode(0.9, 0.05),
+        layer.AvgPool2d(2, padding=(0, 1)),
+        layer.Flatten(),
+        layer.Linear(10, 4, bias=False),
+    )
+    functional.set_step_mode(net, "m")
+    return net.eval()
+
+
+def trained(net: nn.Sequential, shape: tuple[int, ...]) -> nn.Sequential:
+    """Move every weight, leak and threshold off its round initial value."""
+    torch.manual_seed(4)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(5):
+        torch.nn.functional.cross_entropy(net(encoded(*shape)).sum(0), torch.arange(5) % 4).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        project_net(net)
+        functional.reset_net(net)
+    return net
+
+
 @pytest.mark.parametrize(
-    ("net", "shape"), [(fully_connected(0.9, False), (12,)), (fully_connected(1.0, True), (12,)), (convolutional(), (2, 8, 8))]
+    ("net", "shape"),
+    [
+        (fully_connected(0.9, False), (12,)),
+        (fully_connected(1.0, True), (12,)),
+        (convolutional(), (2, 8, 8)),
+        (oblong(), (2, 8, 8)),
+    ],
 )
 def test_our_reader_gives_the_same_network_back(net, shape, tmp_path):
     x_seq = encoded(*shape)
@@ -132,7 +169,8 @@ def test_spikingjellys_importer_runs_the_graph():
     exchange = pytest.importorskip(
         "spikingjelly.activation_based.nir_exchange", reason="SpikingJelly before 2.0 has no NIR import"
     )
-    for net, shape in ((fully_connected(0.9, False), (12,)), (convolutional(), (2, 8, 8))):
+    nets = [(fully_connected(0.9, False), (12,)), (convolutional(), (2, 8, 8)), (oblong(), (2, 8, 8))]
+    for net, shape in nets + [(trained(net, shape), shape) for net, shape in nets[:2]]:
         x_seq = encoded(*shape)
         imported = exchange.import_from_nir(to_nir(net, shape, T=T), dt=DT)
         state, outputs = None, []
@@ -167,13 +205,79 @@ def test_a_converted_network():
     assert torch.equal(run(whole, images).potential, run(network, images).potential)
 
 
+def encoder_and_readout():
+    return nn.Sequential(nn.Identity(), HybridEncoder(T), *fully_connected(0.9, False), nn.Dropout(), SpikeTimeReadout())
+
+
+def test_an_encoder_in_front_and_a_readout_behind_are_left_out():
+    alone, whole = (to_nir(net, (12,), T=T) for net in (fully_connected(0.9, False), encoder_and_readout()))
+    assert [type(node) for node in whole.nodes.values()] == [type(node) for node in alone.nodes.values()]
+
+
+def test_weights_that_a_parametrization_computes_are_written_as_they_act():
+    net = fully_connected(0.9, False)
+    parametrizations.spectral_norm(net[0])
+    parametrizations.weight_norm(net[3])
+    net.train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    graph = to_nir(net, (12,), T=T)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    expected = run(net.eval(), encoded(12))
+    assert expected.abs().sum() > 0
+    assert torch.equal(run(from_nir(graph), encoded(12)), expected)
+
+
+def test_inhibition_that_leaks_away_lets_a_neuron_fire_again():
+    leak, steps = 0.1, 12
+    net = sequential(layer.Linear(1, 1, bias=False), SingleSpikeLIFNode(leak, 1.0))
+    net[0].weight.data.fill_(2.0)
+    graph, x_seq = to_nir(net, (1,), T=steps), torch.ones(steps, 1, 1)
+    assert in_numpy(graph, x_seq).sum() == run(from_nir(graph), x_seq).sum() == 1
+    graph.nodes["1_SingleSpikeLIFNode_silence"].weight[:] = -1e6
+    assert in_numpy(graph, x_seq).sum() == 2
+    with pytest.raises(ValueError, match=r"1_SingleSpikeLIFNode_silence: weight must be at most .* 12 steps at a leak of 0.1"):
+        from_nir(graph)
+
+
+def test_inhibition_is_measured_by_the_threshold():
+    net = sequential(layer.Linear(1, 1, bias=False), SingleSpikeLIFNode(1.0, 1e7))
+    net[0].weight.data.fill_(2e7)
+    graph, x_seq = to_nir(net, (1,), T=T), torch.ones(T, 1, 1)
+    assert in_numpy(graph, x_seq).sum() == run(from_nir(graph), x_seq).sum() == 1
+
+
+def test_the_graph_carries_its_number_of_steps_through_files(tmp_path):
+    nir.write(tmp_path / "net.nir", to_nir(fully_connected(0.9, False), (12,), T=T))
+    graph = nir.read(tmp_path / "net.nir")
+    from_nir(graph)
+    with pytest.raises(ValueError, match=r"weight must be at most .* for 60 steps at a leak of 0.9"):
+        from_nir(graph, T=10 * T)
+
+
 def sequential(*modules):
     net = nn.Sequential(*modules)
     functional.set_step_mode(net, "m")
     return net
 
 
+class Standardised(layer.Linear):
+    """A layer whose weight is not what acts."""
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight - self.weight.mean())
+
+
+class Eager(SingleSpikeLIFNode):
+    """A neuron of its own kind."""
+
+
+def pruned():
+    return prune.l1_unstructured(layer.Linear(3, 3, bias=False), "weight", amount=0.5)
+
+
 LINEAR = layer.Linear(3, 3, bias=False)
+LINEAR_NET = nn.Sequential(LINEAR)
+NEURON, SILENCE, LOOP = "2_SingleSpikeLIFNode", "2_SingleSpikeLIFNode_silence", "1_SingleSpikeLIFNode_silence"
 
 
 @pytest.mark.parametrize(
@@ -187,7 +291,50 @@ LINEAR = layer.Linear(3, 3, bias=False)
         (lambda: to_nir(sequential(layer.Linear(3, 3)), (3,), T=T), "0: bias must be None"),
         (lambda: to_nir(sequential(neuron.IFNode()), (3,), T=T), "0: IFNode has no counterpart"),
         (lambda: to_nir(sequential(layer.Flatten(2)), (3, 2, 2), T=T), "0: Flatten has no counterpart"),
-        (lambda: from_nir(broken(inhibition=-1.0)), "2_SingleSpikeLIFNode: a neuron must silence itself"),
+        (lambda: to_nir(LINEAR_NET, (3,), T=0), "T must be >= 1, got 0"),
+        (lambda: to_nir(LINEAR_NET, (3,), T=T, dt=0), "dt must be > 0, got 0"),
+        (lambda: to_nir(LINEAR_NET, (4,), T=T), r"0: Linear does not take inputs of shape \[4\]"),
+        (lambda: to_nir(sequential(LINEAR, HybridEncoder(T)), (3,), T=T), "1: HybridEncoder must stand first"),
+        (lambda: to_nir(sequential(LINEAR, DirectEncoder(T), LINEAR), (3,), T=T), "1: DirectEncoder must stand first"),
+        (lambda: to_nir(sequential(SpikeTimeReadout(), LINEAR), (3,), T=T), "0: SpikeTimeReadout must stand last"),
+        (
+            lambda: to_nir(sequential(Standardised(3, 3, bias=False)), (3,), T=T),
+            "0: Standardised has no counterpart .* no subclasses",
+        ),
+        (lambda: to_nir(sequential(Eager()), (3,), T=T), "0: Eager has no counterpart"),
+        (lambda: to_nir(sequential(pruned()), (3,), T=T), r"0: weight must be a parameter, .*\(prune.remove\)"),
+        (lambda: to_nir(sequential(layer.Linear(3, 3, bias=False).double()), (3,), T=T), "0: weight must be float32"),
+        (
+            lambda: to_nir(sequential(layer.Conv2d(2, 2, (3, 1), bias=False)), (2, 8, 8), T=T),
+            r"0: kernel_size must be square, got \(3, 1\)",
+        ),
+        (lambda: from_nir(broken(silence=nir.Linear(-np.eye(3)))), f"{SILENCE}: weight must be at most -.*, got -1"),
+        (lambda: from_nir(broken(silence=nir.Linear(-1e9 * np.ones((3, 3))))), f"{SILENCE}: weight must be diagonal"),
+        (lambda: from_nir(broken(silence=nir.Affine(-1e9 * np.eye(3), np.ones(3)))), f"{SILENCE}: .* got Affine"),
+        (lambda: from_nir(broken(metadata={})), f"{SILENCE}: T must be given, .* at a leak of 0.9"),
+        (lambda: from_nir(broken(), T=0), "T must be >= 1, got 0"),
+        (lambda: from_nir(broken(), dt=-1.0), "dt must be > 0, got -1.0"),
+        (lambda: from_nir(broken(silence=None)), f"{NEURON}: a neuron must silence itself through one connection back, got 0"),
+        (lambda: from_nir(broken(v_reset=np.full(3, -0.5))), f"{NEURON}: v_reset must be 0, got -0.5"),
+        (lambda: from_nir(broken(v_leak=np.full(3, 0.5))), f"{NEURON}: v_leak must be 0, got 0.5"),
+        (lambda: from_nir(broken(tau=np.full(3, 1e-5))), f"{NEURON}: tau must be above dt = 0.0001, got 1e-05"),
+        (lambda: from_nir(broken(threshold=np.full(3, -1.0))), f"{NEURON}: v_threshold must be > 0 and finite, got -1.0"),
+        (lambda: from_nir(broken(stray=True)), "stray: every node must lie on the chain from input to output"),
+        (lambda: from_nir(broken(beyond=True)), "output: the output must be the end of the graph, got successors"),
+        (lambda: from_nir(broken_loop(bias=np.ones(2))), f"{LOOP}: bias must be 0, .* got up to 1"),
+        (lambda: from_nir(broken_loop(stride=(2, 2))), rf"{LOOP}: stride must be 1 .* got \(2, 2\)"),
+        (lambda: from_nir(broken_loop(padding=(1, 0))), rf"{LOOP}: padding must be 0 .* got \(1, 0\)"),
+        (lambda: from_nir(broken_loop(padding="same")), f"{LOOP}: padding must be given in numbers, got 'same'"),
+        (lambda: from_nir(broken_loop(dilation=(1, 2))), rf"{LOOP}: dilation must be 1 .* got \(1, 2\)"),
+        (lambda: from_nir(broken_loop(groups=2)), f"{LOOP}: groups must be 1, got 2"),
+        (lambda: from_nir(broken_loop(weight=np.ones((2, 2, 3, 3)))), rf"{LOOP}: kernel_size must be 1 .* got \(3, 3\)"),
+        (lambda: from_nir(broken_loop("0_Conv2d", groups=2)), "0_Conv2d: groups must be 1, got 2"),
+        (lambda: from_nir(broken_loop("0_Conv2d", bias=np.ones(2))), "0_Conv2d: bias must be 0"),
+        (lambda: from_nir(broken_loop("0_Conv2d", padding="same")), "0_Conv2d: padding must be given in numbers, got 'same'"),
+        (
+            lambda: from_nir(broken_loop("2_Flatten", start_dim=1)),
+            "2_Flatten: start_dim and end_dim must be 0 and -1, got 1 and -1",
+        ),
         (
             lambda: from_nir(broken(threshold=np.array([1.0, 1.0, 2.0]))),
             "v_threshold must be one value for the layer, got 1.0 to 2",
@@ -212,22 +359,41 @@ def test_what_cannot_be_expressed_is_named(call, message):
         call()
 
 
-def broken(inhibition=None, threshold=None, r=None, fork=False, loop=False):
+KEPT = object()
+
+
+def broken(silence=KEPT, threshold=None, metadata=None, fork=False, loop=False, stray=False, beyond=False, **fields):
     """A good graph with one thing wrong."""
     graph = to_nir(sequential(HybridEncoder(T), LINEAR, SingleSpikeLIFNode(0.9, 1.0), LINEAR), (3,), T=T)
     nodes, edges = dict(graph.nodes), list(graph.edges)
-    (name,) = (label for label in nodes if label.endswith("SingleSpikeLIFNode"))
-    if inhibition is not None:
-        nodes[f"{name}_silence"] = nir.Linear(inhibition * np.eye(3))
+    if silence is None:
+        del nodes[SILENCE]
+        edges = [edge for edge in edges if SILENCE not in edge]
+    elif silence is not KEPT:
+        nodes[SILENCE] = silence
     if threshold is not None:
-        nodes[name].v_threshold = threshold
-    if r is not None:
-        nodes[name].r = r
+        nodes[NEURON].v_threshold = threshold
+    for field, value in fields.items():
+        setattr(nodes[NEURON], field, value)
     if fork:
         edges.append(("input", "output"))
     if loop:
         edges = [(source, "1_Linear" if target == "output" else target) for source, target in edges]
-    return nir.NIRGraph(nodes, edges, type_check=False)
+    if stray:
+        nodes["stray"] = nir.Linear(np.eye(3))
+        edges.append(("stray", "3_Linear"))
+    if beyond:
+        edges.append(("output", "1_Linear"))
+    return nir.NIRGraph(nodes, edges, graph.metadata if metadata is None else metadata, type_check=False)
+
+
+def broken_loop(label=LOOP, **fields):
+    """A good convolutional graph with one setting of one node wrong."""
+    net = sequential(layer.Conv2d(2, 2, 3, bias=False), SingleSpikeLIFNode(), layer.Flatten())
+    graph = to_nir(net, (2, 8, 8), T=T)
+    for field, value in fields.items():
+        setattr(graph.nodes[label], field, value)
+    return graph
 
 
 def test_without_nir_the_remedy_is_named():
