@@ -283,7 +283,7 @@ STATE = torch.zeros(2, 3, dtype=torch.bool), torch.zeros(2, 3)
         (
             lambda: ce_spike_time_potential_loss()(torch.zeros(5, 2, 3), torch.zeros(2).long()),
             TypeError,
-            r"pair \(mem, spike_time\) that SpikeTimeReadout returns, got a tensor of shape \(5, 2, 3\)",
+            r"pair \(potential, spike_time\) that SpikeTimeReadout returns, got a tensor of shape \(5, 2, 3\)",
         ),
     ],
 )

@@ -53,11 +53,12 @@ class SpikingNetwork(base.MemoryModule):
         self.encoder.T = value  # type: ignore[assignment]
 
     def multi_step_forward(self, x: Tensor) -> Readout:
-        """Present images [N, *] for T steps."""
+        """Present images [N, *] for T steps; a RuntimeError unless the whole network is in step mode "m"."""
         return self.readout(self.currents(x))
 
     def single_step_forward(self, x: Tensor) -> Readout:
         """Present images [N, *] for one step and read out the steps since the reset."""
+        self.check_step_modes()
         check_images(self.layers, x, "x")
         return self.readout(self.body(self.encoder(x)))
 
@@ -67,13 +68,25 @@ class SpikingNetwork(base.MemoryModule):
         Their cumulative sum over the steps is the potential at each of them.
 
         Raises:
-            RuntimeError: the network is in step mode "s".
+            RuntimeError: the network, or a part of it, is in step mode "s".
         """
         if self.step_mode != "m":
             raise RuntimeError('step_mode must be "m" to present whole sequences, got "s": call set_step_mode first')
+        self.check_step_modes()
         check_images(self.layers, x, "x")
         self.reset()
         return self.body(self.encoder(x))
+
+    def check_step_modes(self) -> None:
+        """Raise a RuntimeError unless encoder, layers and readout all are in the network's step mode."""
+        body = [(f"body.{name}", module) for name, module in self.body.named_children()]
+        for name, module in [("encoder", self.encoder), *body, ("readout", self.readout)]:
+            step_mode = getattr(module, "step_mode", self.step_mode)
+            if step_mode != self.step_mode:
+                raise RuntimeError(
+                    f'step_mode must be "{self.step_mode}" throughout the network, got "{step_mode}" at {name}: '
+                    f'call set_step_mode(network, "{self.step_mode}")'
+                )
 
     def reset(self) -> None:
         """Clear the state of every layer, before a new presentation."""

@@ -15,7 +15,11 @@ def check_T(T: int, minimum: int = 1, name: str = "T") -> None:
 def check_floating(name: str, x: Tensor, dims: int, layout: str) -> None:
     """Raise unless `x` is a floating-point tensor of at least `dims` dimensions (`layout` shows which)."""
     if not isinstance(x, Tensor):
-        remedy = ": a snnTorch neuron returns (spk, mem), pass spk alone" if isinstance(x, tuple) else ""
+        remedy = ""
+        if isinstance(x, tuple):
+            remedy = ": a snnTorch neuron returns (spk, mem), pass spk alone"
+        elif isinstance(x, list):
+            remedy = ": make one tensor of the steps with torch.stack"
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}{remedy}")
     if not x.dtype.is_floating_point:
         remedy = ": convert images with x.float() / 255" if x.dtype == torch.uint8 else ""

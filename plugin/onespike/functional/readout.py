@@ -117,10 +117,10 @@ def hybrid_cross_entropy(
         0-d, or [N] for reduction "none". As in torch, the "mean" over an empty batch is NaN.
 
     Raises:
-        TypeError: `target` is not int64.
+        TypeError: `readout` is no pair, or `target` is not int64.
         ValueError: a shape does not fit, or, for CPU tensors, a target is out of range.
     """
-    potential, spike_time = readout
+    potential, spike_time = check_readout(readout)
     classes = potential.shape[-1]
     if spike_time.shape != potential.shape:
         raise ValueError(f"readout must hold two [N, K], got {tuple(potential.shape)} and {tuple(spike_time.shape)}")
@@ -136,6 +136,14 @@ def hybrid_cross_entropy(
         return F.cross_entropy(logits, target, weight, reduction=reduction, label_smoothing=label_smoothing)
 
     return cross_entropy(potential) + cross_entropy(-spike_time)
+
+
+def check_readout(readout: Readout | tuple[Tensor, Tensor]) -> Readout:
+    """Raise a TypeError unless `readout` is a pair: currents and recorded spikes must go through a readout first."""
+    if not isinstance(readout, tuple) or len(readout) != 2:
+        got = f"a tensor of shape {tuple(readout.shape)}" if isinstance(readout, Tensor) else type(readout).__name__
+        raise TypeError(f"readout must be the pair (potential, spike_time) that SpikeTimeReadout returns, got {got}")
+    return Readout(*readout)
 
 
 def check_loss_settings(reduction: str, label_smoothing: float) -> None:
@@ -157,9 +165,10 @@ def predict(readout: Readout, rule: str = "potential") -> Tensor:
         Class indices, [N], int64.
 
     Raises:
+        TypeError: `readout` is no pair.
         ValueError: `rule` is unknown.
     """
-    potential, spike_time = readout
+    potential, spike_time = check_readout(readout)
     if rule == "potential":
         return potential.argmax(-1)
     if rule == "combined":

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from onespike.functional import Readout, hybrid_cross_entropy, hybrid_encode, predict
+from onespike.functional import hybrid_cross_entropy, hybrid_encode, predict
 from onespike.functional.encoding import IntensityRange
-from onespike.functional.readout import check_loss_settings
+from onespike.functional.readout import check_loss_settings, check_readout
 
 
 def hybrid(data: Tensor, num_steps: int, *, intensity_range: IntensityRange) -> Tensor:
@@ -32,7 +32,7 @@ class ce_spike_time_potential_loss:  # noqa: N801, the host's style
     Equation:
         L = CE(mem, y) + CE(-spike_time, y)
 
-    Call it as loss_fn(readout, targets): `readout` is the pair (mem, spike_time), each [B, K], that `SpikeTimeReadout`
+    Call it as loss_fn(readout, targets): `readout` is the pair (potential, spike_time), each [B, K], that `SpikeTimeReadout`
     returns, `targets` are class indices, [B].
 
     Args:
@@ -52,7 +52,7 @@ class ce_spike_time_potential_loss:  # noqa: N801, the host's style
         """Return the loss, 0-d, or [B] for reduction "none"."""
         weight = None if self.weight is None else self.weight.to(targets.device)
         return hybrid_cross_entropy(
-            checked(readout), targets, reduction=self.reduction, weight=weight, label_smoothing=self.label_smoothing
+            check_readout(readout), targets, reduction=self.reduction, weight=weight, label_smoothing=self.label_smoothing
         )
 
 
@@ -73,12 +73,4 @@ def accuracy_time(readout: tuple[Tensor, Tensor], targets: Tensor) -> float:
 
 def accuracy(readout: tuple[Tensor, Tensor], targets: Tensor, rule: str) -> float:
     """Return the share of images that `rule` gets right."""
-    return (predict(checked(readout), rule) == targets).float().mean().item()
-
-
-def checked(readout: tuple[Tensor, Tensor]) -> Readout:
-    """Raise a TypeError unless `readout` is a pair of tensors: recorded spikes or currents must go through a readout first."""
-    if not isinstance(readout, tuple) or len(readout) != 2:
-        got = f"a tensor of shape {tuple(readout.shape)}" if isinstance(readout, Tensor) else type(readout).__name__
-        raise TypeError(f"readout must be the pair (mem, spike_time) that SpikeTimeReadout returns, got {got}")
-    return Readout(*readout)
+    return (predict(check_readout(readout), rule) == targets).float().mean().item()

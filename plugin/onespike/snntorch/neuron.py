@@ -100,6 +100,23 @@ class SingleSpikeLeaky(snntorch.SpikingNeuron):
         self.mem = self.mem.new_zeros(0).detach()
         return self.fired, self.mem
 
+    def reset(self) -> None:
+        """Forget the state: what SpikingJelly's `reset_net` calls."""
+        self.reset_mem()
+
+    @property
+    def step_mode(self) -> str:
+        """Always "s", SpikingJelly's name for one step a call; for its `set_step_mode` to find."""
+        return "s"
+
+    @step_mode.setter
+    def step_mode(self, value: str) -> None:
+        if value != "s":
+            raise ValueError(
+                f'step_mode must be "s" for a snnTorch neuron, got {value!r}: use SingleSpikeLIFNode of onespike.spikingjelly '
+                "in a SpikingJelly network, or call sequence(x_seq)"
+            )
+
     @torch.no_grad()
     def project_(self) -> None:
         """Bring the parameters back to 0 <= beta <= 1 and threshold >= 1e-3, in place; call after the optimizer step."""
@@ -170,7 +187,18 @@ class SingleSpikeLeaky(snntorch.SpikingNeuron):
 
 
 def reset(net: nn.Module) -> None:
-    """Clear the state of every neuron of `net` before a new sequence: ours, however deep, and the host's by its own rules."""
+    """Clear the state of every neuron of `net` before a new sequence: ours, however deep, and the host's by its own rules.
+
+    Raises:
+        TypeError: `net` holds a SpikingJelly module with state, which would keep it.
+    """
+    for name, module in net.named_modules():
+        bases = [kind.__module__ for kind in type(module).__mro__]
+        if "spikingjelly.activation_based.base" in bases and hasattr(module, "reset"):
+            label = f"{name or 'net'} ({type(module).__name__})"
+            raise TypeError(
+                f"{label} is a SpikingJelly module, whose state stays: call SpikingJelly's functional.reset_net(net)"
+            )
     reset_host_neurons(net)
     for module in net.modules():
         if isinstance(module, SingleSpikeLeaky):

@@ -8,7 +8,7 @@ from spikingjelly.activation_based import base
 from torch import Tensor, nn
 
 from onespike.functional import hybrid_encode
-from onespike.functional.checks import check_T
+from onespike.functional.checks import check_floating, check_T
 from onespike.functional.encoding import IntensityRange, parse_range
 
 
@@ -141,6 +141,7 @@ class DirectEncoder(nn.Module, base.StepModule):
         self.step_mode = step_mode
 
     def forward(self, x: Tensor) -> Tensor:
+        check_floating("x", x, 1, "[N, *]")
         return x if self.step_mode == "s" else x.expand(self.T, *x.shape)
 
     def extra_repr(self) -> str:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from onespike.functional import Readout, hybrid_cross_entropy, spike_time_readout
-from onespike.functional.checks import check_positive
+from onespike.functional.checks import check_floating, check_positive
 from onespike.functional.lif import MIN_THRESHOLD
 from onespike.functional.readout import TIME_GRADIENTS, check_loss_settings
 from onespike.spikingjelly.memory import CopyableMemory
@@ -26,7 +26,9 @@ class SpikeTimeReadout(CopyableMemory):
         step_mode: "m" or "s".
 
     Raises:
-        ValueError: an argument leaves its range, or, in mode "s", the batch size changed without a reset.
+        ValueError: an argument leaves its range, the input has not the dimensions of the step mode, or, in mode "s", the batch
+            size changed without a reset.
+        TypeError: the input is not a floating-point tensor.
     """
 
     x_seq: Tensor | None
@@ -58,6 +60,7 @@ class SpikeTimeReadout(CopyableMemory):
 
     def multi_step_forward(self, x_seq: Tensor) -> Readout:
         """Read out the currents of a whole sequence, [T, N, K]."""
+        check_dims("x_seq", x_seq, "m", "[T, N, K]")
         return spike_time_readout(x_seq, self.v_threshold, beta=self.beta, time_gradient=self.time_gradient)
 
     def single_step_forward(self, x: Tensor) -> Readout:
@@ -76,6 +79,7 @@ class SpikeTimeReadout(CopyableMemory):
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor]]:
         """One step of the explicit-state form: ((x,), (x_seq,)) -> ((potential, spike_time), (x_seq,))."""
         (x,), (x_seq,) = inputs, states
+        check_dims("x", x, "s", "[N, K]")
         if x_seq is not None and x_seq.shape[1:] != x.shape:
             raise ValueError(
                 f"x must have the shape of the earlier steps, {tuple(x_seq.shape[1:])}, got {tuple(x.shape)}: "
@@ -88,6 +92,16 @@ class SpikeTimeReadout(CopyableMemory):
         return (
             f"v_threshold={self.v_threshold.item():.4g}, beta={self.beta:.4g}, time_gradient={self.time_gradient}, "
             f"step_mode={self.step_mode}"
+        )
+
+
+def check_dims(name: str, x: Tensor, step_mode: str, layout: str) -> None:
+    """Raise unless `x` has the dimensions of what a readout takes in this step mode."""
+    check_floating(name, x, 0, layout)
+    if x.dim() != layout.count(",") + 1:
+        raise ValueError(
+            f'{name} must be {layout} in step mode "{step_mode}", got shape {tuple(x.shape)}: '
+            "call set_step_mode(net, ...) with one mode for the whole network"
         )
 
 

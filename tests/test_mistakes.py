@@ -1,0 +1,140 @@
+"""What a user who puts the parts together wrongly reads: mixed step modes, mixed hosts, forgotten resets."""
+
+import pytest
+import torch
+from spikingjelly.activation_based import functional, layer
+from torch import nn
+
+from onespike import snntorch as in_snntorch
+from onespike import spikingjelly as in_spikingjelly
+from onespike.conversion import convert
+from onespike.functional import predict
+from onespike.spikingjelly import DirectEncoder, HybridCrossEntropyLoss, HybridEncoder, SingleSpikeLIFNode
+
+T = 5
+IMAGES = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+CURRENTS = torch.rand(T, 3, 4, generator=torch.Generator().manual_seed(1))
+TARGET = torch.tensor([0, 1, 2])
+PASS_SPK = r"must be a torch.Tensor, got tuple: a snnTorch neuron returns \(spk, mem\), pass spk alone"
+STACK = "must be a torch.Tensor, got list: make one tensor of the steps with torch.stack"
+PAIR = r"readout must be the pair \(potential, spike_time\) that SpikeTimeReadout returns, got"
+
+
+def chain(step_mode="m", **odd):
+    """A SpikingJelly network in one step mode but for the layers named in `odd`, such as readout="s"."""
+    parts = {
+        "encoder": HybridEncoder(T),
+        "flatten": layer.Flatten(),
+        "hidden": layer.Linear(16, 8, bias=False),
+        "node": SingleSpikeLIFNode(),
+        "output": layer.Linear(8, 4, bias=False),
+        "readout": in_spikingjelly.SpikeTimeReadout(),
+    }
+    net = nn.Sequential(*parts.values())
+    functional.set_step_mode(net, step_mode)
+    for name, mode in odd.items():
+        parts[name].step_mode = mode
+    return net
+
+
+def converted(step_mode="m", **odd):
+    """A converted network, likewise."""
+    ann = nn.Sequential(nn.Flatten(), nn.Linear(16, 8, bias=False), nn.ReLU(), nn.Linear(8, 4, bias=False))
+    network = convert(ann, IMAGES, timesteps=10)
+    functional.set_step_mode(network, step_mode)
+    for name, mode in odd.items():
+        {"network": network, "encoder": network.encoder, "node": network.body[2], "readout": network.readout}[
+            name
+        ].step_mode = mode
+    return network
+
+
+def after_a_step(net, *inputs):
+    """Run a network once, with its state left as it is."""
+    net(*inputs)
+    return net
+
+
+LEAKY = in_snntorch.SingleSpikeLeaky()
+HIDDEN = in_snntorch.SingleSpikeLeaky(init_hidden=True)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        # What one host returns, given to the other's parts or to a part that wants something else
+        (lambda: SingleSpikeLIFNode()(LEAKY(CURRENTS[0])), TypeError, "x_seq " + PASS_SPK),
+        (lambda: SingleSpikeLIFNode(step_mode="s")(LEAKY(CURRENTS[0])), TypeError, "x " + PASS_SPK),
+        (lambda: in_spikingjelly.SpikeTimeReadout()(LEAKY.sequence(CURRENTS)), TypeError, "x_seq " + PASS_SPK),
+        (lambda: in_spikingjelly.SpikeTimeReadout(step_mode="s")(LEAKY(CURRENTS[0])), TypeError, "x " + PASS_SPK),
+        (lambda: in_snntorch.SpikeTimeReadout()(LEAKY.sequence(CURRENTS)), TypeError, "x_seq " + PASS_SPK),
+        (lambda: LEAKY.sequence(LEAKY.sequence(CURRENTS)), TypeError, "x_seq " + PASS_SPK),
+        (lambda: HybridEncoder(T)((IMAGES, TARGET)), TypeError, "x must be a torch.Tensor, got tuple"),
+        (lambda: DirectEncoder(T)((IMAGES, TARGET)), TypeError, "x must be a torch.Tensor, got tuple"),
+        (lambda: DirectEncoder(T, "s")((IMAGES, TARGET)), TypeError, "x must be a torch.Tensor, got tuple"),
+        (lambda: DirectEncoder(T)(IMAGES.byte()), TypeError, r"got torch.uint8: convert images with x.float\(\) / 255"),
+        (lambda: in_snntorch.SpikeTimeReadout()(list(CURRENTS)), TypeError, "x_seq " + STACK),
+        (lambda: in_spikingjelly.SpikeTimeReadout()(list(CURRENTS)), TypeError, "x_seq " + STACK),
+        (lambda: HybridCrossEntropyLoss()(CURRENTS, TARGET), TypeError, PAIR + r" a tensor of shape \(5, 3, 4\)"),
+        (lambda: HybridCrossEntropyLoss()(CURRENTS[:2], TARGET), TypeError, PAIR + r" a tensor of shape \(2, 3, 4\)"),
+        (lambda: predict(CURRENTS[0]), TypeError, PAIR + r" a tensor of shape \(3, 4\)"),
+        # Step modes that differ
+        (
+            lambda: chain(readout="s")(IMAGES),
+            ValueError,
+            r'x must be \[N, K\] in step mode "s", got shape \(5, 3, 4\): call set',
+        ),
+        (
+            lambda: chain("s", readout="m")(IMAGES),
+            ValueError,
+            r'x_seq must be \[T, N, K\] in step mode "m", got shape \(3, 4\)',
+        ),
+        (
+            lambda: converted(network="s")(IMAGES),
+            RuntimeError,
+            'step_mode must be "s" throughout .* got "m" at encoder: call set',
+        ),
+        (
+            lambda: converted(encoder="s")(IMAGES),
+            RuntimeError,
+            'step_mode must be "m" throughout .* got "s" at encoder: call set',
+        ),
+        (lambda: converted(node="s")(IMAGES), RuntimeError, r'step_mode must be "m" throughout .* got "s" at body.2: call set'),
+        (lambda: converted("s", node="m")(IMAGES), RuntimeError, r'step_mode must be "s" throughout .* got "m" at body.2'),
+        (lambda: converted(readout="s")(IMAGES), RuntimeError, 'step_mode must be "m" throughout .* got "s" at readout'),
+        (lambda: converted("s").currents(IMAGES), RuntimeError, 'step_mode must be "m" .* got "s": call set_step_mode first'),
+        (
+            lambda: functional.set_step_mode(nn.Sequential(LEAKY), "m"),
+            ValueError,
+            "step_mode must be .* use SingleSpikeLIFNode",
+        ),
+        # Resets
+        (
+            lambda: in_snntorch.reset(chain()),
+            TypeError,
+            r"0 \(HybridEncoder\) is a SpikingJelly module, .* functional.reset_net",
+        ),
+        (lambda: in_snntorch.reset(SingleSpikeLIFNode()), TypeError, r"net \(SingleSpikeLIFNode\) is a SpikingJelly module"),
+        (lambda: after_a_step(chain(), IMAGES)(IMAGES[:2]), ValueError, "batch or layer size changed, so reset the state"),
+        (lambda: after_a_step(chain("s"), IMAGES)(IMAGES[:2]), ValueError, "batch or layer size changed, so reset the state"),
+        # State given twice, or in the host's own form
+        (lambda: HIDDEN(CURRENTS[0], *HIDDEN.reset_mem()), TypeError, "must not be passed with init_hidden=True"),
+        (
+            lambda: LEAKY(CURRENTS[0], LEAKY.reset_mem()),
+            TypeError,
+            r"must be passed together, got no mem: call node\(x, fired, mem\)",
+        ),
+    ],
+)
+def test_the_remedy_is_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_spikingjellys_reset_reaches_snntorch_neurons():
+    net = nn.Sequential(nn.Linear(4, 4, bias=False), in_snntorch.SingleSpikeLeaky(init_hidden=True))
+    first = net(CURRENTS[0])
+    functional.set_step_mode(net, "s")
+    functional.reset_net(net)
+    assert net[1].mem.shape == (0,)
+    assert torch.equal(net(CURRENTS[0]), first)
