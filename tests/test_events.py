@@ -1,5 +1,8 @@
 """Event-camera input: golden values, a loop as oracle, formats, mistakes."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -139,3 +142,10 @@ def test_the_gradient_of_the_frame_flows():
 def test_mistakes_are_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_the_pages_example_runs():
+    page = (Path(__file__).parents[1] / "docs" / "event_cameras.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(example, names := {})
+    assert names["x_seq"][1:].nonzero().tolist() == [[0, 2, 0, 0], [3, 1, 1, 2]]
