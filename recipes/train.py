@@ -1,7 +1,8 @@
 """Train a row of Table I, from images to energy table: ANN -> thresholds -> conversion -> SNN -> evaluation.
 
     python recipes/train.py recipes/configs/cifar10_vgg6_small.yaml --data-root data
-    torchrun --nproc-per-node 8 recipes/train.py recipes/configs/cifar10_vgg16_fast.yaml --data-root data
+    python recipes/train.py recipes/configs/cifar10_vgg16_fast.yaml recipes/configs/ablations/direct.yaml
+    torchrun --nproc-per-node 8 recipes/train.py recipes/configs/cifar10_vgg16_fast.yaml
 
 Results, history, figures and the trained network go to --out. A run that was stopped, by whatever, goes on with --resume, and a
 stage that is complete is skipped. Every choice is made on images held out of the training set; the test set is read once, at
@@ -12,7 +13,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -45,7 +46,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Carry out the stages, each from where it was left."""
     config = load_config(arguments.config, arguments.set)
     settings = outcome.flat(asdict(config))
-    out: Path = arguments.out or Path("runs") / arguments.config.stem
+    out: Path = arguments.out or Path("runs") / "-".join(path.stem for path in arguments.config)
+    ann_kept = ann_checkpoints(arguments.ann, out, settings)
     fabric = make_fabric(arguments.device, config)
     runtime = Runtime(config, load_once(config, arguments.data_root, fabric), fabric, Termination(), arguments.save_every)
     if fabric.is_global_zero:
@@ -61,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
             loggers.write(history)
 
     with spent("ann"):
-        ann, ann_progress = train_ann(arguments.ann or out, settings, runtime, log)
+        ann, ann_progress = train_ann(ann_kept, runtime, log)
     with spent("conversion"):
         conversion = choose_thresholds(out / "conversion.json", ann, runtime)
         untrained = spiking_network(ann, conversion, runtime.data, config)
@@ -98,16 +100,27 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"\nresults, history, figures and the trained network are in {out}")
 
 
-def train_ann(run_folder: Path, settings: dict[str, Any], runtime: Runtime, log: Any) -> tuple[nn.Sequential, Progress]:
-    """Train the ANN in `run_folder`, or take it from there."""
+def ann_checkpoints(other: Path | None, out: Path, settings: dict[str, Any]) -> Checkpoints:
+    """Return where the ANN is kept: in this run's folder, or in that of another run."""
+    identity = {name: value for name, value in settings.items() if name.split(".")[0] in ANN_SETTINGS}
+    checkpoints = Checkpoints((other or out) / "ann", identity)
+    if other is not None and not checkpoints.paths():
+        raise CheckpointError(
+            f"--ann must be the folder of a run that trained its ANN, got {other} without {checkpoints.folder}"
+        )
+    return checkpoints
+
+
+def train_ann(
+    checkpoints: Checkpoints, runtime: Runtime, log: Callable[[list[dict[str, Any]]], None]
+) -> tuple[nn.Sequential, Progress]:
+    """Build and train the ANN, as far as its checkpoints do not hold it already."""
     config, device = runtime.config, runtime.fabric.device
     torch.manual_seed(seed_of(config.seed, "ann", "weights"))
     sizes = {name: getattr(config, name) for name in ("width", "hidden", "dropout", "fc_dropout")}
     ann = vgg(config.model, runtime.data.classes, **sizes)
     ann.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
-    identity = {name: value for name, value in settings.items() if name.split(".")[0] in ANN_SETTINGS}
     loss = nn.CrossEntropyLoss(label_smoothing=config.ann.label_smoothing)
-    checkpoints = Checkpoints(run_folder / "ann", identity)
     stage = Stage("ann", config.ann, loss, lambda logits: logits, lambda _: {}, checkpoints, log)
     return ann, Trainer(stage, ann, runtime).fit()
 
@@ -188,12 +201,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=explain(), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", type=Path, help="a file of settings, such as recipes/configs/cifar10_vgg6_small.yaml")
+    parser.add_argument("config", nargs="+", type=Path, help="files of settings, each on top of those before it")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="settings on top of the file's"
     )
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="folder of the data set (default %(default)s)")
-    parser.add_argument("--out", type=Path, help="folder for results (default runs/NAME OF THE CONFIG)")
+    parser.add_argument("--out", type=Path, help="folder for results (default: runs/ and the configs' names)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
     parser.add_argument("--ann", type=Path, metavar="RUN", help="take the ANN that another run trained by the same settings")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when there is one")

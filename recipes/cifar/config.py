@@ -103,11 +103,11 @@ class Config:
 RANGES: dict[str, tuple[str, Any]] = {
     **dict.fromkeys(
         ("validation", "hidden", "T", "calibration_images", "calibration_T", "conversion_T", "activity_images",
-         "batch_size", "accumulate", "max_steps"),
+         "batch_size", "accumulate"),
         (">= 1", lambda value: value >= 1),
     ),
     **dict.fromkeys(
-        ("crop", "seed", "conversion_images", "epochs", "weight_decay", "warmup", "clip", "neuron_lr"),
+        ("crop", "seed", "max_steps", "conversion_images", "epochs", "weight_decay", "warmup", "clip", "neuron_lr"),
         (">= 0", lambda value: value >= 0),
     ),
     **dict.fromkeys(("width", "gamma", "beta", "lr"), ("> 0", lambda value: value > 0)),
@@ -119,26 +119,25 @@ RANGES: dict[str, tuple[str, Any]] = {
 }  # fmt: skip
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a config file and the key=value pairs that come on top of it.
+def load_config(paths: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
+    """Read config files, each on top of those before it, and the key=value pairs on top of all.
 
     A file names only what differs from the defaults; its key `base` names a file beside it to start from.
 
     Args:
-        path: a YAML file.
+        paths: YAML files.
         overrides: such as "snn.lr=1e-3" or "threshold_scales=[0.2,0.4]".
 
     Raises:
         ConfigError: a file cannot be read, a key is unknown (the nearest name is suggested), a value has the wrong type or
             leaves its range.
     """
-    pairs = []
     for pair in overrides:
         if "=" not in pair:
             raise ConfigError(f"--set takes key=value, got {pair!r}")
-        pairs.append(pair)
+    layers = [layer for path in paths for layer in read_files(path)]
     merged = OmegaConf.structured(Config)
-    for origin, layer in [*read_files(path), ("--set", OmegaConf.from_dotlist(pairs))]:
+    for origin, layer in [*layers, ("--set", OmegaConf.from_dotlist(list(overrides)))]:
         try:
             merged = OmegaConf.merge(merged, layer)
         except ConfigKeyError as error:
