@@ -46,7 +46,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Carry out the stages, each from where it was left."""
     config = load_config(arguments.config, arguments.set)
     settings = outcome.flat(asdict(config))
-    out: Path = arguments.out or Path("runs") / "-".join(path.stem for path in arguments.config)
+    name = "-".join(path.stem for path in arguments.config)
+    out: Path = arguments.out or Path("runs") / name
     ann_kept = ann_checkpoints(arguments.ann, out, settings)
     fabric = make_fabric(arguments.device, config)
     runtime = Runtime(config, load_once(config, arguments.data_root, fabric), fabric, Termination(), arguments.save_every)
@@ -74,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
             config.snn,
             HybridCrossEntropyLoss(label_smoothing=config.snn.label_smoothing),
             lambda readout: readout.potential,
-            partial(describe, validation=runtime.data.validation, fabric=fabric),
+            partial(describe, validation=runtime.data.validation),
             Checkpoints(out / "snn", settings),
             lambda history: log(ann_progress.history + history),
         )
@@ -87,6 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
     network.to(memory_format=torch.contiguous_format).save(out / "model")
     outcome.draw(out, network, runtime.data.test, results, ann_progress.history + snn_progress.history)
     metrics = {
+        "name": name,
         "config": asdict(config),
         "results": results,
         "threshold_scale": conversion["scale"],
@@ -162,8 +164,7 @@ def make_fabric(device: str, config: Config) -> Fabric:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     precision: Any = config.precision
     if precision == "auto":
-        has_bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16-mixed" if has_bf16 else "32-true"
+        precision = "bf16-mixed" if has_bf16_units(device) else "32-true"
     processes, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     fabric = Fabric(
         accelerator=device,
@@ -174,6 +175,13 @@ def make_fabric(device: str, config: Config) -> Fabric:
     )
     fabric.launch()
     return fabric
+
+
+def has_bf16_units(device: str) -> bool:
+    """Whether bfloat16 is fast: on GPUs that compute with it, and on processors with matrix units (AMX)."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
 
 
 def load_once(config: Config, root: Path, fabric: Fabric) -> Data:

@@ -95,7 +95,9 @@ class Config:
     activity_images: int = option(1500, "test images over which spikes and energy are counted")
 
     backend: Literal["auto", "torch", "inductor", "cupy", "triton"] = option("auto", "of the neurons")
-    precision: Literal["auto", "32-true", "bf16-mixed"] = option("auto", "auto: bf16-mixed on GPUs that have it, else 32-true")
+    precision: Literal["auto", "32-true", "bf16-mixed"] = option(
+        "auto", "of training; auto: bf16-mixed where it is fast, else 32-true"
+    )
     channels_last: bool = option(True, "memory format of images and weights")
     compile: bool = option(False, "torch.compile the network")
 

@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from cifar.config import Config
@@ -103,9 +102,9 @@ def plain_accuracy(ann: nn.Module, conversion: dict[str, Any], runtime: Runtime)
     return accuracy(network, test, lambda readout: readout.potential, runtime.fabric, batch_size)
 
 
-def describe(network: SpikingNetwork, validation: Split, fabric: Fabric) -> dict[str, Any]:
+def describe(network: SpikingNetwork, validation: Split) -> dict[str, Any]:
     """Return what an epoch's line of the history says about a spiking network."""
-    activity = watch(network, validation, fabric, DESCRIBED_IMAGES)
+    activity = watch(network, validation, DESCRIBED_IMAGES)
     nodes = network.nodes()
     return {
         "spikes": activity.mean,

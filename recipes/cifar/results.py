@@ -42,13 +42,12 @@ def evaluate(network: SpikingNetwork, test: Split, fabric: Fabric, activity_imag
     hits = torch.zeros(len(RULES) + network.T, device=fabric.device, dtype=torch.float64)
     for first in range(fabric.global_rank * EVALUATION_BATCH, len(test), fabric.world_size * EVALUATION_BATCH):
         x, y = test.plain(slice(first, first + EVALUATION_BATCH))
-        with fabric.autocast():
-            currents = network.currents(x)
-            readout = network.readout(currents)
-        guesses = [predict(readout, rule) for rule in RULES] + list(currents.float().cumsum(0).argmax(2))
+        currents = network.currents(x)
+        readout = network.readout(currents)
+        guesses = [predict(readout, rule) for rule in RULES] + list(currents.cumsum(0).argmax(2))
         hits += torch.stack([(guess == y).sum() for guess in guesses])
     shares = (100 * fabric.all_reduce(hits, reduce_op="sum") / len(test)).tolist()
-    activity = watch(network, test, fabric, activity_images)
+    activity = watch(network, test, activity_images)
     return {
         "accuracy": dict(zip(RULES, shares, strict=False)),
         "accuracy_at_step": shares[len(RULES) :],
@@ -60,11 +59,11 @@ def evaluate(network: SpikingNetwork, test: Split, fabric: Fabric, activity_imag
 
 
 @torch.no_grad()
-def watch(network: SpikingNetwork, split: Split, fabric: Fabric, images: int) -> SpikingActivity:
+def watch(network: SpikingNetwork, split: Split, images: int) -> SpikingActivity:
     """Count the spikes of a network over the first images of a split."""
     network.eval()
     images = min(images, len(split))
-    with SpikingActivity(network) as activity, fabric.autocast():
+    with SpikingActivity(network) as activity:
         for first in range(0, images, EVALUATION_BATCH):
             network(split.plain(slice(first, min(first + EVALUATION_BATCH, images)))[0])
     return activity

@@ -1,0 +1,210 @@
+"""Lay out finished runs as the paper does: Table I, accuracy by step, and the figures of activity, spikes and energy.
+
+    python recipes/report.py runs/cifar10_vgg16_fast runs/cifar10_vgg16_fast-direct --out report
+
+Runs that differ in nothing but their seed make one row, with the mean and the range over the seeds. The report is a Markdown
+file with three figures beside it.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from onespike import plots
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+PAPER = {
+    ("cifar10", "vgg6"): (90.22, 89.98, 88.89),
+    ("cifar10", "vgg11"): (91.02, 91.77, 90.66),
+    ("cifar10", "vgg16"): (93.24, 93.16, 91.41),
+    ("cifar100", "vgg16"): (71.02, 70.38, 66.46),
+}
+"""Table I: accuracy of the ANN, converted at T = 200, trained at T = 5, in percent, by data set and full-width network."""
+
+
+class ReportError(ValueError):
+    """A run cannot be reported."""
+
+
+@dataclass
+class Row:
+    """Runs that differ in their seed alone."""
+
+    name: str
+    config: dict[str, Any]
+    results: list[dict[str, Any]]
+    provenance: list[dict[str, Any]]
+    seconds: list[float]
+
+
+def read_runs(folders: list[Path]) -> list[Row]:
+    """Read finished runs and gather those of the same settings.
+
+    Raises:
+        ReportError: a folder holds no finished run, or a seed comes twice.
+    """
+    rows: dict[str, Row] = {}
+    seeds = set()
+    for folder in folders:
+        path = folder / "metrics.json"
+        try:
+            metrics = json.loads(path.read_text())
+        except OSError as error:
+            raise ReportError(f"{folder} holds no finished run: {path.name} cannot be read ({error.strerror})") from error
+        except ValueError as error:
+            raise ReportError(f"{path} is not JSON: {error}") from error
+        config = {name: value for name, value in metrics["config"].items() if name != "seed"}
+        key, seed = json.dumps(config, sort_keys=True), metrics["config"]["seed"]
+        if (key, seed) in seeds:
+            raise ReportError(f"{folder} repeats seed {seed} of {metrics['name']}")
+        seeds.add((key, seed))
+        row = rows.setdefault(key, Row(metrics["name"], config, [], [], []))
+        row.results.append(metrics["results"])
+        row.provenance.append(metrics["provenance"])
+        row.seconds.append(sum(metrics["seconds"].values()))
+    return list(rows.values())
+
+
+def spread(values: list[float], digits: int = 2) -> str:
+    """Return a mean, and the range where there are several values."""
+    mean = f"{sum(values) / len(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def markdown(rows: list[Row]) -> str:
+    """Write the tables."""
+    return "\n".join([*accuracy_table(rows), "", *step_table(rows), "", *energy_table(rows), "", *provenance_lines(rows), ""])
+
+
+def accuracy_table(rows: list[Row]) -> list[str]:
+    """Table I, with the paper's numbers beside those of the same network."""
+    lines = [
+        "| run | seeds | ANN, % | converted, % | trained, %: potential | combined | time | spikes per neuron | paper, % |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        trained = [result["trained"] for result in row.results]
+        plain = [result["plain"]["accuracy"] for result in row.results if "plain" in result]
+        converted = f"{spread(plain)} at T = {row.config['conversion_T']}" if plain else ""
+        paper = PAPER.get((row.config["dataset"], row.config["model"])) if row.config["width"] == 1 else None
+        cells = [
+            row.name,
+            str(len(row.results)),
+            spread([result["ann"]["accuracy"] for result in row.results]),
+            converted,
+            *(spread([result["accuracy"][rule] for result in trained]) for rule in ("potential", "combined", "time")),
+            spread([result["spikes_per_neuron"] for result in trained], 3),
+            " / ".join(f"{value:.2f}" for value in paper) if paper else "",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def step_table(rows: list[Row]) -> list[str]:
+    """Accuracy of the trained networks when they are read before the last step."""
+    steps = max(row.config["T"] for row in rows)
+    lines = [
+        f"| accuracy, %, read at | {' | '.join(f't = {t + 1}' for t in range(steps))} |",
+        "|---" * (steps + 1) + "|",
+    ]
+    for row in rows:
+        by_step = zip(*(result["trained"]["accuracy_at_step"] for result in row.results), strict=True)
+        cells = [spread(list(values)) for values in by_step]
+        lines.append(f"| {' | '.join([row.name, *cells, *[''] * (steps - len(cells))])} |")
+    return lines
+
+
+def energy_table(rows: list[Row]) -> list[str]:
+    """How many times less compute energy than the ANN the trained networks take."""
+    kinds = [(technology, accounting) for technology, by in energies(rows[0]).items() for accounting in by]
+    lines = [
+        f"| energy of the ANN / of the SNN | {' | '.join(f'{technology}, {accounting}' for technology, accounting in kinds)} |",
+        "|---" * (len(kinds) + 1) + "|",
+    ]
+    for row in rows:
+        cells = []
+        for technology, accounting in kinds:
+            reports = [result["trained"]["energy"][technology][accounting] for result in row.results]
+            cells.append(spread([report["ann_pj"] / report["snn_pj"] for report in reports], 1))
+        lines.append(f"| {' | '.join([row.name, *cells])} |")
+    return lines
+
+
+def provenance_lines(rows: list[Row]) -> list[str]:
+    """Where the numbers come from, a line for each row."""
+    lines = []
+    for row in rows:
+        machine = row.provenance[0]
+        versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+        commits = ", ".join(
+            sorted({f"{one['commit'] or 'unknown'}"[:7] + ("+" if one["changed"] else "") for one in row.provenance})
+        )
+        minutes = spread([seconds / 60 for seconds in row.seconds], 1)
+        lines.append(
+            f"{row.name}: {machine['device']}, {machine['processes']} processes of {machine['threads']} threads, "
+            f"{machine['precision']}, {minutes} minutes a seed; {versions}; commit {commits}.  "
+        )
+    return lines
+
+
+def energies(row: Row) -> dict[str, Any]:
+    """Return the energies of a row's first seed."""
+    return row.results[0]["trained"]["energy"]
+
+
+def draw(folder: Path, rows: list[Row]) -> None:
+    """Write the figures after the paper's Figs. 3 to 5, of each row's first seed."""
+    first = {row.name: row.results[0]["trained"] for row in rows}
+    figures = {
+        "activity": lambda ax: plots.activity_bars({name: result["activity"] for name, result in first.items()}, ax=ax),
+        "spikes": lambda ax: spike_bars({name: result["spikes_per_neuron"] for name, result in first.items()}, ax),
+        "energy": lambda ax: plots.energy_bars(
+            {
+                "ANN": energies(rows[0])["int32_45nm"]["paper"]["ann_pj"],
+                **{name: result["energy"]["int32_45nm"]["paper"]["snn_pj"] for name, result in first.items()},
+            },
+            ax=ax,
+        ),
+    }
+    for name, plot in figures.items():
+        figure, ax = plt.subplots(figsize=(max(7, 1.6 * len(rows)), 4.2), layout="constrained")
+        plot(ax)
+        figure.savefig(folder / f"{name}.png", dpi=150)
+        plt.close(figure)
+
+
+def spike_bars(spikes: dict[str, float], ax: Any) -> None:
+    """Draw the average number of spikes of each run (Fig. 4)."""
+    bars = ax.bar(list(spikes), list(spikes.values()), color=plots.PALETTE[0], width=0.6)
+    ax.bar_label(bars, fmt="%.3f", padding=2)
+    ax.set_ylabel("spikes per neuron and image")
+    ax.spines[["top", "right"]].set_visible(False)
+    if len(spikes) > 3:
+        ax.tick_params(axis="x", rotation=30)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="folder for the report (default %(default)s)")
+    arguments = parser.parse_args()
+    try:
+        rows = read_runs(arguments.runs)
+    except ReportError as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    text = markdown(rows)
+    (arguments.out / "report.md").write_text(text)
+    draw(arguments.out, rows)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
