@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import bench_loader
 import bench_network
 import bench_neuron
 
@@ -19,6 +20,8 @@ def is_shown(case: dict[str, Any]) -> bool:
     """Whether a case goes into the README; all stand in the Markdown files beside the results."""
     if "phase" in case:
         return case["phase"] == "train"
+    if "kind" not in case:
+        return True
     return (case["kind"], case["shape"][0]) in {("conv", 5), ("fc", 20)}
 
 
@@ -26,7 +29,9 @@ def section(record: dict[str, Any]) -> str:
     """Lay out one result file: a table per case, then where and how it was measured."""
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)
     machine = f"{record['cpu']}, {record['threads']} threads" if record["device"] == "cpu" else record["device"]
-    layout = {"neuron": bench_neuron.markdown, "network": bench_network.markdown}[record["benchmark"]]
+    layout = {"neuron": bench_neuron.markdown, "network": bench_network.markdown, "loader": bench_loader.markdown}[
+        record["benchmark"]
+    ]
     source = (
         f"{machine}; heap {record['heap']}; {versions}; commit {record['commit'][:7]}; `{record['command']}`; {record['date']}."
     )
