@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
             loggers.write(history)
 
     with spent("ann"):
-        ann, ann_progress = train_ann(ann_kept, runtime, log)
+        ann, ann_progress = train_ann(ann_kept, runtime, log, borrowed=arguments.ann is not None)
     with spent("conversion"):
         conversion = choose_thresholds(out / "conversion.json", ann, runtime)
         untrained = spiking_network(ann, conversion, runtime.data, config)
@@ -114,9 +114,9 @@ def ann_checkpoints(other: Path | None, out: Path, settings: dict[str, Any]) -> 
 
 
 def train_ann(
-    checkpoints: Checkpoints, runtime: Runtime, log: Callable[[list[dict[str, Any]]], None]
+    checkpoints: Checkpoints, runtime: Runtime, log: Callable[[list[dict[str, Any]]], None], *, borrowed: bool
 ) -> tuple[nn.Sequential, Progress]:
-    """Build and train the ANN, as far as its checkpoints do not hold it already."""
+    """Build and train the ANN, as far as its checkpoints do not hold it already; one of another run must be complete."""
     config, device = runtime.config, runtime.fabric.device
     torch.manual_seed(seed_of(config.seed, "ann", "weights"))
     sizes = {name: getattr(config, name) for name in ("width", "hidden", "dropout", "fc_dropout")}
@@ -124,7 +124,13 @@ def train_ann(
     ann.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
     loss = nn.CrossEntropyLoss(label_smoothing=config.ann.label_smoothing)
     stage = Stage("ann", config.ann, loss, lambda logits: logits, lambda _: {}, checkpoints, log)
-    return ann, Trainer(stage, ann, runtime).fit()
+    trainer = Trainer(stage, ann, runtime)
+    if borrowed and trainer.progress.step < trainer.total:
+        done = f"{trainer.progress.step} of {trainer.total} steps"
+        raise CheckpointError(
+            f"--ann must name a run whose ANN is trained, {checkpoints.folder} has {done}: finish that run first"
+        )
+    return ann, trainer.fit()
 
 
 def evaluate(
@@ -230,7 +236,7 @@ def main() -> None:
     arguments = parse_arguments()
     try:
         run(arguments)
-    except (ConfigError, DataError, CheckpointError, TrainingError, LoggerError, BackendUnavailableError) as error:
+    except (ConfigError, DataError, CheckpointError, TrainingError, LoggerError, BackendUnavailableError, OSError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 
 

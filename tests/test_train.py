@@ -1,140 +1,21 @@
-"""The CIFAR recipe: its settings, its data, its loop, and what it does when something goes wrong."""
+"""The CIFAR recipe's training: stopped, resumed, shared between processes, logged."""
 
-import errno
 import json
 import os
 import random
-import runpy
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-import torchvision.transforms.functional as transforms
+from recipe_runs import DIGITS, RECIPES, SHORT, checkpoints_of, outcome, start, torchrun, train, wait_for_steps
 from torch import nn
 
-RECIPES = Path(__file__).parents[1] / "recipes"
-CONFIGS = RECIPES / "configs"
-DIGITS = CONFIGS / "digits.yaml"
-sys.path.insert(0, str(RECIPES))
-
-from cifar.checkpoint import CheckpointError, Checkpoints  # noqa: E402
-from cifar.config import Config, ConfigError, Training, explain, load_config, named_settings  # noqa: E402
-from cifar.data import DataError, Epoch, Split, load_data, read_digits  # noqa: E402
-from cifar.training import make_optimizer, rate  # noqa: E402
-
-SMALL = [
-    "dataset=digits",
-    "validation=137",
-    "width=0.05",
-    "hidden=16",
-    "backend=torch",
-    "calibration_images=32",
-    "calibration_T=3",
-]
-TINY = [*SMALL, "threshold_scales=[0.4]", "conversion_T=3", "conversion_images=20", "activity_images=20"]
-
-
-def train(monkeypatch, *arguments):
-    """Run the script in this process."""
-    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        runpy.run_path(str(RECIPES / "train.py"), run_name="__main__")
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-
-
-def outcome(folder):
-    """What a run ended with: the network's digest, the results and the history, without times."""
-    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    for entry in history:
-        del entry["seconds"]
-    network = json.loads((folder / "model" / "network.json").read_text())
-    return network["weights_sha256"], json.loads((folder / "metrics.json").read_text())["results"], history
-
-
-# Settings
-
-
-def test_settings_are_read_typed_and_layered(tmp_path):
-    (tmp_path / "base.yaml").write_text("width: 0.5\nsnn: {lr: 1e-4, epochs: 3}\n")
-    (tmp_path / "run.yaml").write_text("base: base.yaml\nT: 3\n")
-    (tmp_path / "more.yaml").write_text("encoder: direct\n")
-    config = load_config([tmp_path / "run.yaml", tmp_path / "more.yaml"], ["snn.neuron_lr=1e-1", "threshold_scales=[0.2,0.4]"])
-    snn = Training(**{**vars(Config().snn), "lr": 1e-4, "epochs": 3, "neuron_lr": 0.1})
-    assert config == Config(width=0.5, T=3, encoder="direct", threshold_scales=[0.2, 0.4], snn=snn)
-    assert isinstance(config.snn.lr, float)
-
-
-@pytest.mark.parametrize(
-    ("pair", "message"),
-    [
-        ("snn.learning_rat=1", "--set: unknown setting snn.learning_rat"),
-        ("snn.epoch=1", r"unknown setting snn.epoch: did you mean snn.epochs\?"),
-        ("threshold_scale=[1]", r"did you mean threshold_scales\?"),
-        ("xyzzy=1", "unknown setting xyzzy: --help lists them all"),
-        ("snn.epochs=few", "snn.epochs: Value 'few' of type 'str' could not be converted to Integer"),
-        ("encoder=rate", r"encoder: Invalid value 'rate', expected one of \['hybrid', 'direct', 'analogue', 'temporal'\]"),
-        ("T=0", "T must be >= 1, got 0"),
-        ("ann.momentum=1", r"ann.momentum must be in \[0, 1\), got 1.0"),
-        ("threshold_scales=[]", r"threshold_scales must be one or more numbers > 0, got \[\]"),
-        ("snn.milestones=[3,2]", r"snn.milestones must be rising epochs >= 0, got \[3.0, 2.0\]"),
-        ("snn=4", "--set: settings: Merge error"),
-        ("T", "--set takes key=value, got 'T'"),
-    ],
-)
-def test_bad_settings_are_named(pair, message):
-    with pytest.raises(ConfigError, match=message):
-        load_config([DIGITS], [pair])
-
-
-def test_bad_files_are_named(tmp_path):
-    loop, text, broken = (tmp_path / f"{name}.yaml" for name in ("loop", "text", "broken"))
-    loop.write_text("base: loop.yaml\n")
-    text.write_text("- 1\n")
-    broken.write_text("a: [\n")
-    for path, message in (
-        (loop, "is based on itself"),
-        (text, "must hold settings by name"),
-        (broken, "is not YAML"),
-        (tmp_path / "none.yaml", "cannot be read: No such file"),
-    ):
-        with pytest.raises(ConfigError, match=f"{path.name} {message}"):
-            load_config([path])
-
-
-def test_help_explains_every_setting():
-    told = explain()
-    for name, entry in named_settings(Config):
-        assert entry.metadata["help"]
-        assert name.rpartition(".")[2] in told
-
-
-@pytest.mark.parametrize("config", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
-def test_every_config_runs(config, monkeypatch, tmp_path, capsys):
-    steps = ["ann.max_steps=2", "snn.max_steps=2", "ann.batch_size=8", "snn.batch_size=8"]
-    train(monkeypatch, config, "--out", tmp_path, "--device", "cpu", "--set", *TINY, *steps)
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    own = load_config([config])
-    for name in ("model", "encoder", "T", "single_spike", "time_gradient"):
-        assert metrics["config"][name] == getattr(own, name)
-    assert len(metrics["results"]["trained"]["accuracy_at_step"]) == own.T
-    assert [entry["stage"] for entry in outcome(tmp_path)[2]] == ["ann", "snn"]
-    assert "int32_45nm, paper accounting" in capsys.readouterr().out
-
-
-def test_the_rows_of_the_paper_are_there():
-    paper = {path.stem: load_config([path]) for path in CONFIGS.glob("*.yaml")}
-    for name in ("cifar10_vgg6", "cifar10_vgg9", "cifar10_vgg11", "cifar10_vgg16", "cifar100_vgg16"):
-        config = paper[name]
-        assert (config.dataset, config.model) == tuple(name.split("_"))
-        assert (config.ann.epochs, config.ann.lr, config.ann.milestones) == (200, 0.01, [120, 160, 180])
-        assert (config.snn.epochs, config.snn.lr, config.snn.milestones[:2]) == (150, 1e-4, [10, 20])
-        assert f"{name}_fast" in paper
+from cifar.checkpoint import Checkpoints
+from cifar.config import Training
+from cifar.training import make_optimizer, rate
 
 
 def test_rates():
@@ -158,133 +39,6 @@ def test_leaks_and_thresholds_never_decay():
     assert neurons["factor"] == 0.5
 
 
-# Data
-
-
-@pytest.fixture
-def split():
-    images = torch.randint(256, (40, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return images, Split(images, torch.arange(40), (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), crop=4)
-
-
-def test_batches_equal_torchvisions(split):
-    images, ours = split
-    epoch = Epoch.draw(40, torch.Generator().manual_seed(1), crop=4, flip=True)
-    x, labels = ours.augmented(epoch)
-    plain, _ = ours.plain(slice(0, 40))
-    for position, (index, top, left, mirrored) in enumerate(zip(*(values.tolist() for values in epoch), strict=True)):
-        image = transforms.to_pil_image(images[index])
-        whole = transforms.normalize(transforms.to_tensor(image), (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-        torch.testing.assert_close(plain[index], whole)
-        image = transforms.crop(transforms.pad(image, 4), top, left, 32, 32)
-        image = transforms.hflip(image) if mirrored else image
-        expected = transforms.normalize(transforms.to_tensor(image), (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-        torch.testing.assert_close(x[position], expected)
-        assert labels[position] == index
-
-
-def test_augmentation_is_spread_as_torchvisions():
-    epoch = Epoch.draw(40_000, torch.Generator().manual_seed(2), crop=4, flip=True)
-    assert torch.equal(epoch.index.sort().values, torch.arange(40_000))
-    counts = torch.zeros(9, 9).index_put_((epoch.top, epoch.left), torch.ones(40_000), accumulate=True)
-    expected = 40_000 / 81
-    assert ((counts - expected) ** 2 / expected).sum() < 130  # chi-squared, 80 degrees of freedom: 1 in 4000 by chance
-    assert abs(epoch.mirrored.double().mean() - 0.5) < 0.01
-    still = Epoch.draw(100, torch.Generator().manual_seed(2), crop=0, flip=False)
-    assert not still.top.any()
-    assert not still.left.any()
-    assert not still.mirrored.any()
-
-
-def test_every_image_is_in_one_part():
-    data = load_data(load_config([DIGITS]), Path("nowhere"), torch.device("cpu"))
-    parts = [split.plain(slice(0, None))[0] for split in (data.train, data.validation, data.test)]
-    assert [len(part) for part in parts] == [1300, 137, 360]
-    whole = Split(torch.cat([images for images, _ in read_digits()]), torch.zeros(1797), data.mean, data.std)
-    prints = [x.flatten(1).double().mv(torch.arange(3072).double()) for x in (torch.cat(parts), whole.plain(slice(0, None))[0])]
-    torch.testing.assert_close(prints[0].sort().values, prints[1].sort().values)
-
-
-def test_missing_and_damaged_images_are_named(tmp_path, monkeypatch):
-    config = load_config([DIGITS], ["dataset=cifar10"])
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    (folder / "data_batch_1").write_bytes(b"torn")
-    with pytest.raises(DataError, match=r"cifar10 in .* is missing or damaged .*--data-root, or delete .*cifar-10-batches-py"):
-        load_data(config, tmp_path, torch.device("cpu"))
-
-    def offline(*_, **__):
-        raise OSError("no network")
-
-    monkeypatch.setattr("torchvision.datasets.CIFAR100.download", offline)
-    with pytest.raises(DataError, match=r"cifar100 in .* \(no network\)"):
-        load_data(load_config([DIGITS], ["dataset=cifar100"]), tmp_path, torch.device("cpu"))
-
-
-# Checkpoints
-
-
-def test_two_checkpoints_are_kept_and_the_latest_is_read(tmp_path):
-    checkpoints = Checkpoints(tmp_path, {"seed": 1})
-    assert checkpoints.load(torch.device("cpu")) is None
-    for step in (0, 5, 10):
-        checkpoints.save(step, {"weights": torch.full((2,), float(step))})
-    assert [path.name[:13] for path in checkpoints.paths()] == ["step-00000005", "step-00000010"]
-    assert checkpoints.load(torch.device("cpu"))["weights"].tolist() == [10, 10]
-
-
-def test_a_damaged_checkpoint_is_named(tmp_path):
-    checkpoints = Checkpoints(tmp_path, {})
-    checkpoints.save(1, {})
-    path = checkpoints.save(2, {"weights": torch.zeros(100)})
-    content = path.read_bytes()
-    for damaged in (content[:-1], content[:50] + bytes([content[50] ^ 1]) + content[51:], b""):
-        path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=r"step-00000002.*: delete it to go on from step-00000001"):
-            checkpoints.load(torch.device("cpu"))
-
-
-def test_a_foreign_checkpoint_is_named(tmp_path):
-    Checkpoints(tmp_path, {"seed": 1, "T": 5}).save(1, {})
-    with pytest.raises(CheckpointError, match="was made with other settings: seed: 1 -> 2"):
-        Checkpoints(tmp_path, {"seed": 2, "T": 5}).load(torch.device("cpu"))
-
-
-def test_a_full_disk_keeps_the_earlier_checkpoint(tmp_path, monkeypatch):
-    checkpoints = Checkpoints(tmp_path, {})
-    good = checkpoints.save(1, {})
-
-    def full(_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointError, match=f"cannot be written: No space left on device; {good} is the last"):
-        checkpoints.save(2, {})
-    assert [path.name for path in tmp_path.iterdir()] == [good.name]
-
-
-def test_a_kill_in_the_middle_of_a_save_keeps_the_earlier_checkpoint(tmp_path):
-    script = (
-        f"import os, signal, sys; sys.path.insert(0, {str(RECIPES)!r})\n"
-        "from pathlib import Path; from cifar.checkpoint import Checkpoints\n"
-        f"checkpoints = Checkpoints(Path({str(tmp_path)!r}), {{}}); checkpoints.save(1, {{'kept': 1}})\n"
-        "os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "checkpoints.save(2, {})\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], check=False)
-    assert done.returncode == -signal.SIGKILL
-    assert len(list(tmp_path.iterdir())) == 2, "half a file was left"
-    checkpoints = Checkpoints(tmp_path, {})
-    assert checkpoints.load(torch.device("cpu")) == {"kept": 1}
-    checkpoints.save(3, {})
-    assert len(list(tmp_path.iterdir())) == 2, "and cleared away"
-
-
-# The loop
-
-SHORT = [*TINY, "conversion_images=0", "ann.epochs=2", "snn.epochs=2", "ann.batch_size=100", "snn.batch_size=100"]
-
-
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
@@ -293,25 +47,6 @@ def unbroken(tmp_path_factory):
     assert done.returncode == 0, done.stderr
     assert "step/s" not in done.stderr, "progress bars must be quiet where there is no terminal"
     return outcome(folder)
-
-
-def start(folder):
-    command = [sys.executable, RECIPES / "train.py", DIGITS, "--out", folder, "--device", "cpu", "--resume", "--save-every", 0]
-    return popen([*command, "--set", *SHORT])
-
-
-def popen(command):
-    return subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def checkpoints_of(folder):
-    return {path.name for path in folder.glob("*/step-*.pt")}
-
-
-def wait_for_steps(process, folder, before):
-    while checkpoints_of(folder) <= before:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.005)
 
 
 def test_ten_kills_change_nothing(unbroken, tmp_path):
@@ -356,6 +91,17 @@ def test_another_run_is_left_alone(monkeypatch, tmp_path):
     train(monkeypatch, DIGITS, "--out", tmp_path / "b", "--ann", tmp_path, "--set", *settings, "snn.lr=1e-2")
     assert not (tmp_path / "b" / "ann").exists()
     assert outcome(tmp_path / "b")[1]["ann"] == first[1]["ann"]
+
+
+def test_an_untrained_ann_is_not_borrowed(monkeypatch, tmp_path):
+    process = start(tmp_path / "other")
+    wait_for_steps(process, tmp_path / "other", set())
+    process.kill()
+    process.communicate()
+    with pytest.raises(
+        SystemExit, match=r"--ann must name a run whose ANN is trained, got .*other/ann with \d+ of 26 steps taken"
+    ):
+        train(monkeypatch, DIGITS, "--out", tmp_path / "run", "--ann", tmp_path / "other", "--set", *SHORT)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(monkeypatch, tmp_path):
@@ -408,15 +154,6 @@ def test_loggers(monkeypatch, tmp_path):
     assert {"stage", "loss", "validation_accuracy", "activity.1", "leak.1", "threshold.1"} <= set(header)
     for name in ("ann_accuracy", "snn_loss", "activity_by_epoch", "leak_by_epoch", "threshold_by_epoch", "raster", "energy"):
         assert (tmp_path / "run" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-
-
-# Several processes
-
-
-def torchrun(folder, *arguments):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
-    recipe = [RECIPES / "train.py", DIGITS, "--out", folder, "--device", "cpu", "--save-every", 0]
-    return popen([*launcher, *recipe, *arguments])
 
 
 def test_two_processes_take_the_steps_of_one(monkeypatch, tmp_path):

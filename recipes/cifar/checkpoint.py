@@ -3,6 +3,7 @@
 import hashlib
 import io
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,15 @@ class Checkpoints:
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
         self.folder = folder
         self.identity = identity
+
+    def require_space(self, size: int) -> None:
+        """Raise a CheckpointError unless the disk holds the checkpoints of this many bytes that are there at one time."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        needed, free = (KEPT + 1) * size, shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise CheckpointError(
+                f"{self.folder} needs {needed / 2**20:.0f} MiB for checkpoints, got {free / 2**20:.0f} MiB free"
+            )
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Write a checkpoint, then drop the older ones.

@@ -27,6 +27,8 @@ TERMINATED = 128 + signal.SIGTERM
 LOOK_EVERY = 50
 """Steps between looks at the loss and at other processes' signals on a GPU, where looking makes it wait."""
 EVALUATION_BATCH = 250
+STATES = {"sgd": 1, "adam": 3}
+"""Numbers that an optimiser keeps for each weight, at most."""
 
 
 class TrainingError(RuntimeError):
@@ -127,6 +129,9 @@ class Trainer:
         optimizer = make_optimizer(network, stage.settings)
         self.progress = Progress()
         saved = stage.checkpoints.load(self.fabric.device)
+        if saved is None and self.fabric.is_global_zero:
+            weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
+            stage.checkpoints.require_space((1 + STATES[stage.settings.optimizer]) * weights)
         if saved is not None:
             network.load_state_dict(saved["network"])
             optimizer.load_state_dict(saved["optimizer"])

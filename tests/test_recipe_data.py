@@ -1,0 +1,71 @@
+"""The CIFAR recipe's images: the same as torchvision's, each in one part, cropped and mirrored alike."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision.transforms.functional as transforms
+from recipe_runs import DIGITS
+
+from cifar.config import load_config
+from cifar.data import DataError, Epoch, Split, load_data, read_digits
+
+
+@pytest.fixture
+def split():
+    images = torch.randint(256, (40, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return images, Split(images, torch.arange(40), (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), crop=4)
+
+
+def test_batches_equal_torchvisions(split):
+    images, ours = split
+    epoch = Epoch.draw(40, torch.Generator().manual_seed(1), crop=4, flip=True)
+    x, labels = ours.augmented(epoch)
+    plain, _ = ours.plain(slice(0, 40))
+    for position, (index, top, left, mirrored) in enumerate(zip(*(values.tolist() for values in epoch), strict=True)):
+        image = transforms.to_pil_image(images[index])
+        whole = transforms.normalize(transforms.to_tensor(image), (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+        torch.testing.assert_close(plain[index], whole)
+        image = transforms.crop(transforms.pad(image, 4), top, left, 32, 32)
+        image = transforms.hflip(image) if mirrored else image
+        expected = transforms.normalize(transforms.to_tensor(image), (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+        torch.testing.assert_close(x[position], expected)
+        assert labels[position] == index
+
+
+def test_augmentation_is_spread_as_torchvisions():
+    epoch = Epoch.draw(40_000, torch.Generator().manual_seed(2), crop=4, flip=True)
+    assert torch.equal(epoch.index.sort().values, torch.arange(40_000))
+    counts = torch.zeros(9, 9).index_put_((epoch.top, epoch.left), torch.ones(40_000), accumulate=True)
+    expected = 40_000 / 81
+    assert ((counts - expected) ** 2 / expected).sum() < 130  # chi-squared, 80 degrees of freedom: 1 in 4000 by chance
+    assert abs(epoch.mirrored.double().mean() - 0.5) < 0.01
+    still = Epoch.draw(100, torch.Generator().manual_seed(2), crop=0, flip=False)
+    assert not still.top.any()
+    assert not still.left.any()
+    assert not still.mirrored.any()
+
+
+def test_every_image_is_in_one_part():
+    data = load_data(load_config([DIGITS]), Path("nowhere"), torch.device("cpu"))
+    parts = [split.plain(slice(0, None))[0] for split in (data.train, data.validation, data.test)]
+    assert [len(part) for part in parts] == [1300, 137, 360]
+    whole = Split(torch.cat([images for images, _ in read_digits()]), torch.zeros(1797), data.mean, data.std)
+    prints = [x.flatten(1).double().mv(torch.arange(3072).double()) for x in (torch.cat(parts), whole.plain(slice(0, None))[0])]
+    torch.testing.assert_close(prints[0].sort().values, prints[1].sort().values)
+
+
+def test_missing_and_damaged_images_are_named(tmp_path, monkeypatch):
+    config = load_config([DIGITS], ["dataset=cifar10"])
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    (folder / "data_batch_1").write_bytes(b"torn")
+    with pytest.raises(DataError, match=r"cifar10 in .* is missing or damaged .*--data-root, or delete .*cifar-10-batches-py"):
+        load_data(config, tmp_path, torch.device("cpu"))
+
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR100.download", offline)
+    with pytest.raises(DataError, match=r"cifar100 in .* \(no network\)"):
+        load_data(load_config([DIGITS], ["dataset=cifar100"]), tmp_path, torch.device("cpu"))

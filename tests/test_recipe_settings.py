@@ -1,0 +1,85 @@
+"""The CIFAR recipe's settings and the configs in the repository."""
+
+import json
+
+import pytest
+from recipe_runs import CONFIGS, DIGITS, TINY, outcome, train
+
+from cifar.config import Config, ConfigError, Training, explain, load_config, named_settings
+
+
+def test_settings_are_read_typed_and_layered(tmp_path):
+    (tmp_path / "base.yaml").write_text("width: 0.5\nsnn: {lr: 1e-4, epochs: 3}\n")
+    (tmp_path / "run.yaml").write_text("base: base.yaml\nT: 3\n")
+    (tmp_path / "more.yaml").write_text("encoder: direct\n")
+    config = load_config([tmp_path / "run.yaml", tmp_path / "more.yaml"], ["snn.neuron_lr=1e-1", "threshold_scales=[0.2,0.4]"])
+    snn = Training(**{**vars(Config().snn), "lr": 1e-4, "epochs": 3, "neuron_lr": 0.1})
+    assert config == Config(width=0.5, T=3, encoder="direct", threshold_scales=[0.2, 0.4], snn=snn)
+    assert isinstance(config.snn.lr, float)
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ("snn.learning_rat=1", "--set: unknown setting snn.learning_rat"),
+        ("snn.epoch=1", r"unknown setting snn.epoch: did you mean snn.epochs\?"),
+        ("threshold_scale=[1]", r"did you mean threshold_scales\?"),
+        ("xyzzy=1", "unknown setting xyzzy: --help lists them all"),
+        ("snn.epochs=few", "snn.epochs: Value 'few' of type 'str' could not be converted to Integer"),
+        ("encoder=rate", r"encoder: Invalid value 'rate', expected one of \['hybrid', 'direct', 'analogue', 'temporal'\]"),
+        ("T=0", "T must be >= 1, got 0"),
+        ("ann.momentum=1", r"ann.momentum must be in \[0, 1\), got 1.0"),
+        ("threshold_scales=[]", r"threshold_scales must be one or more numbers > 0, got \[\]"),
+        ("snn.milestones=[3,2]", r"snn.milestones must be rising epochs >= 0, got \[3.0, 2.0\]"),
+        ("snn=4", "--set: settings: Merge error"),
+        ("T", "--set takes key=value, got 'T'"),
+    ],
+)
+def test_bad_settings_are_named(pair, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config([DIGITS], [pair])
+
+
+def test_bad_files_are_named(tmp_path):
+    loop, text, broken = (tmp_path / f"{name}.yaml" for name in ("loop", "text", "broken"))
+    loop.write_text("base: loop.yaml\n")
+    text.write_text("- 1\n")
+    broken.write_text("a: [\n")
+    for path, message in (
+        (loop, "is based on itself"),
+        (text, "must hold settings by name"),
+        (broken, "is not YAML"),
+        (tmp_path / "none.yaml", "cannot be read: No such file"),
+    ):
+        with pytest.raises(ConfigError, match=f"{path.name} {message}"):
+            load_config([path])
+
+
+def test_help_explains_every_setting():
+    told = explain()
+    for name, entry in named_settings(Config):
+        assert entry.metadata["help"]
+        assert name.rpartition(".")[2] in told
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_runs(config, monkeypatch, tmp_path, capsys):
+    steps = ["ann.max_steps=2", "snn.max_steps=2", "ann.batch_size=8", "snn.batch_size=8"]
+    train(monkeypatch, config, "--out", tmp_path, "--device", "cpu", "--set", *TINY, *steps)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    own = load_config([config])
+    for name in ("model", "encoder", "T", "single_spike", "time_gradient"):
+        assert metrics["config"][name] == getattr(own, name)
+    assert len(metrics["results"]["trained"]["accuracy_at_step"]) == own.T
+    assert [entry["stage"] for entry in outcome(tmp_path)[2]] == ["ann", "snn"]
+    assert "int32_45nm, paper accounting" in capsys.readouterr().out
+
+
+def test_the_rows_of_the_paper_are_there():
+    paper = {path.stem: load_config([path]) for path in CONFIGS.glob("*.yaml")}
+    for name in ("cifar10_vgg6", "cifar10_vgg9", "cifar10_vgg11", "cifar10_vgg16", "cifar100_vgg16"):
+        config = paper[name]
+        assert (config.dataset, config.model) == tuple(name.split("_"))
+        assert (config.ann.epochs, config.ann.lr, config.ann.milestones) == (200, 0.01, [120, 160, 180])
+        assert (config.snn.epochs, config.snn.lr, config.snn.milestones[:2]) == (150, 1e-4, [10, 20])
+        assert f"{name}_fast" in paper

@@ -1,0 +1,45 @@
+"""The report of finished runs."""
+
+import runpy
+import sys
+
+import pytest
+from recipe_runs import CONFIGS, DIGITS, RECIPES, SHORT, outcome, train
+
+STEPS = [*SHORT, "conversion_images=20", "ann.max_steps=2", "snn.max_steps=2"]
+
+
+def report(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["report.py", *map(str, arguments)])
+    runpy.run_path(str(RECIPES / "report.py"), run_name="__main__")
+
+
+def test_seeds_share_a_row(monkeypatch, tmp_path, capsys):
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    for seed, folder in enumerate(folders[:2]):
+        train(monkeypatch, DIGITS, "--out", folder, "--set", *STEPS, f"seed={seed}")
+    train(monkeypatch, DIGITS, CONFIGS / "ablations" / "one_step.yaml", "--out", folders[2], "--set", *STEPS)
+    capsys.readouterr()
+    report(monkeypatch, *folders, "--out", tmp_path / "report")
+    told = capsys.readouterr().out
+    assert told.strip() == (tmp_path / "report" / "report.md").read_text().strip()
+    accuracies = [outcome(folder)[1]["trained"]["accuracy"]["potential"] for folder in folders]
+    mean, low, high = sum(accuracies[:2]) / 2, min(accuracies[:2]), max(accuracies[:2])
+    first, second = (line for line in told.splitlines() if line.startswith("| digits") and " at T = " in line)
+    assert first.startswith("| digits | 2 |")
+    assert f"| {mean:.2f} ({low:.2f} to {high:.2f}) |" in first
+    assert second.startswith("| digits-one_step | 1 |")
+    assert f"| {accuracies[2]:.2f} |" in second
+    assert "digits: " in told
+    for name in ("activity", "spikes", "energy"):
+        assert (tmp_path / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit, match=r"repeats seed 0 of digits"):
+        report(monkeypatch, folders[0], folders[0], "--out", tmp_path / "report")
+
+
+def test_unfinished_runs_are_named(monkeypatch, tmp_path):
+    with pytest.raises(SystemExit, match=r"holds no finished run: metrics.json cannot be read"):
+        report(monkeypatch, tmp_path)
+    (tmp_path / "metrics.json").write_text("{")
+    with pytest.raises(SystemExit, match=r"metrics.json is not JSON"):
+        report(monkeypatch, tmp_path)
