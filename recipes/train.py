@@ -126,10 +126,8 @@ def train_ann(
     stage = Stage("ann", config.ann, loss, lambda logits: logits, lambda _: {}, checkpoints, log)
     trainer = Trainer(stage, ann, runtime)
     if borrowed and trainer.progress.step < trainer.total:
-        done = f"{trainer.progress.step} of {trainer.total} steps"
-        raise CheckpointError(
-            f"--ann must name a run whose ANN is trained, {checkpoints.folder} has {done}: finish that run first"
-        )
+        taken = f"{trainer.progress.step} of {trainer.total} steps taken"
+        raise CheckpointError(f"--ann must name a run whose ANN is trained, got {checkpoints.folder} with {taken}")
     return ann, trainer.fit()
 
 

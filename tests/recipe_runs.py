@@ -11,8 +11,16 @@ from pathlib import Path
 RECIPES = Path(__file__).parents[1] / "recipes"
 CONFIGS = RECIPES / "configs"
 DIGITS = CONFIGS / "digits.yaml"
-SMALL = ["dataset=digits", "validation=137", "width=0.05", "hidden=16", "backend=torch", "threshold_scales=[0.4]"]
-TINY = [*SMALL, "calibration_images=32", "calibration_T=3", "conversion_T=3", "conversion_images=20", "activity_images=20"]
+SMALL = ["dataset=digits", "validation=137", "width=0.05", "hidden=16", "backend=torch", "precision=32-true"]
+TINY = [
+    *SMALL,
+    "threshold_scales=[0.4]",
+    "calibration_images=32",
+    "calibration_T=3",
+    "conversion_T=3",
+    "conversion_images=20",
+    "activity_images=20",
+]
 SHORT = [*TINY, "conversion_images=0", "ann.epochs=2", "snn.epochs=2", "ann.batch_size=100", "snn.batch_size=100"]
 
 sys.path.insert(0, str(RECIPES))
