@@ -96,6 +96,7 @@ def run(arguments: argparse.Namespace) -> None:
         "joules": spent.joules,
         "provenance": outcome.provenance(fabric),
     }
+    write_atomically(out / "model" / "README.md", outcome.model_card(metrics).encode())
     outcome.write_json(out / "metrics.json", metrics)
     loggers.close()
     print(outcome.table(results, config.T, config.conversion_T))

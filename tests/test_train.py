@@ -15,7 +15,7 @@ from torch import nn
 
 from cifar.checkpoint import Checkpoints
 from cifar.config import Training
-from cifar.training import make_optimizer, rate
+from cifar.optimizer import make_optimizer, rate
 
 
 def test_rates():
@@ -150,6 +150,9 @@ def test_loggers(monkeypatch, tmp_path):
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     history = outcome(tmp_path / "run")[2]
     assert events.Scalars("ann/loss")[0].value == pytest.approx(history[0]["loss"])
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert card.startswith("# digits\n")
+    assert "| this network, by potential | " in card
     header = (tmp_path / "run" / "history.csv").read_text().splitlines()[0].split(",")
     assert {"stage", "loss", "validation_accuracy", "activity.1", "leak.1", "threshold.1"} <= set(header)
     for name in ("ann_accuracy", "snn_loss", "activity_by_epoch", "leak_by_epoch", "threshold_by_epoch", "raster", "energy"):

@@ -18,7 +18,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from cifar.data import Split
+from cifar.data import STATISTICS, Split
 from cifar.training import EVALUATION_BATCH
 from onespike import plots
 from onespike.conversion import SpikingNetwork
@@ -168,6 +168,41 @@ def table(results: dict[str, Any], T: int, conversion_T: int) -> str:
             ann, snn = report["ann_pj"] / 1e9, report["snn_pj"] / 1e9
             lines.append(row(f"{technology}, {accounting} accounting", f"{ann:.4f}", f"{snn:.4f}", f"{ann / snn:.1f}x"))
     return "\n".join(lines)
+
+
+def model_card(metrics: dict[str, Any]) -> str:
+    """Describe a trained network for those who load it, in Markdown."""
+    config, trained, source = metrics["config"], metrics["results"]["trained"], metrics["provenance"]
+    mean, std = STATISTICS[config["dataset"]]
+    report = trained["energy"]["int32_45nm"]["paper"]
+    minutes = sum(metrics["seconds"].values()) / 60
+    versions = ", ".join(f"{name} {version}" for name, version in source["versions"].items())
+    accuracy, spikes = trained["accuracy"]["potential"], trained["spikes_per_neuron"]
+    return "\n".join(
+        [
+            f"# {metrics['name']}",
+            "",
+            f"{config['model']} at {config['width']:g} times its width, {config['dataset']}, T = {config['T']}, "
+            f"encoder={config['encoder']}, single_spike={config['single_spike']}. Made by `recipes/train.py`, seed {config['seed']}.",
+            "",
+            "| on the test images | accuracy, % | spikes per neuron |",
+            "|---|---|---|",
+            f"| ANN | {metrics['results']['ann']['accuracy']:.2f} | |",
+            f"| this network, by potential | {accuracy:.2f} | {spikes:.3f} |",
+            f"| the same, read at t = 1 | {trained['accuracy_at_step'][0]:.2f} | |",
+            "",
+            f"- Compute energy: {report['ann_pj'] / report['snn_pj']:.1f} times less than the ANN's, by the paper's accounting "
+            "(32-bit integers, 45 nm, without memory access).",
+            f"- Input: images [N, 3, 32, 32] in [0, 1], normalised by mean {mean} and standard deviation {std}.",
+            f"- Data: the training images of {config['dataset']}, but for {config['validation']} held out for choices. The test "
+            "set was read once.",
+            "- For research: it knows its ten or hundred classes and nothing else; no shift of the images was tested.",
+            f"- {minutes:.0f} minutes on {source['device']}, {source['threads']} threads, {source['precision']}; {versions}; "
+            f"commit {source['commit']}.",
+            "- Licence of the weights: Apache-2.0.",
+            "",
+        ]
+    )
 
 
 def draw(folder: Path, network: SpikingNetwork, test: Split, results: dict[str, Any], history: list[dict[str, Any]]) -> None:

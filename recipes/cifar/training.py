@@ -21,14 +21,13 @@ from tqdm import tqdm
 from cifar.checkpoint import Checkpoints
 from cifar.config import Config, Training
 from cifar.data import Data, Epoch, Split
+from cifar.optimizer import STATES, make_optimizer, rate
 from onespike.spikingjelly import project_net
 
 TERMINATED = 128 + signal.SIGTERM
 LOOK_EVERY = 50
 """Steps between looks at the loss and at other processes' signals on a GPU, where looking makes it wait."""
 EVALUATION_BATCH = 250
-STATES = {"sgd": 1, "adam": 3}
-"""Numbers that an optimiser keeps for each weight, at most."""
 
 
 class TrainingError(RuntimeError):
@@ -274,30 +273,6 @@ class Trainer:
 def shortened(entry: dict[str, Any]) -> dict[str, str]:
     """Return what the progress bar shows of an epoch."""
     return {name: f"{entry[name]:.3g}" for name in ("loss", "validation_accuracy", "spikes") if name in entry}
-
-
-def make_optimizer(network: nn.Module, settings: Training) -> torch.optim.Optimizer:
-    """Return the optimiser: leaks and thresholds, which are single numbers, never decay and have their own learning rate."""
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": settings.weight_decay, "factor": 1.0},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0, "factor": settings.neuron_lr},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=True)
-    return torch.optim.AdamW(groups, settings.lr, amsgrad=settings.amsgrad, fused=True)
-
-
-def rate(settings: Training, step: int, steps_per_epoch: int, planned: int) -> float:
-    """Return the factor on the learning rate at a step."""
-    epoch = step / steps_per_epoch
-    if epoch < settings.warmup:
-        return (step + 1) / (settings.warmup * steps_per_epoch)
-    if settings.schedule == "cosine":
-        warmup = settings.warmup * steps_per_epoch
-        return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / (planned - warmup))
-    return settings.decay ** sum(int(epoch) >= milestone for milestone in settings.milestones)
 
 
 def seed_of(*parts: Any) -> int:

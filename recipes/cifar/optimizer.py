@@ -1,0 +1,35 @@
+"""Optimisers and learning rates from the settings of a training."""
+
+import math
+
+import torch
+from torch import nn
+
+from cifar.config import Training
+
+STATES = {"sgd": 1, "adam": 3}
+"""Numbers that an optimiser keeps for each weight, at most."""
+
+
+def make_optimizer(network: nn.Module, settings: Training) -> torch.optim.Optimizer:
+    """Return the optimiser: leaks and thresholds, which are single numbers, never decay and have their own learning rate."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": settings.weight_decay, "factor": 1.0},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0, "factor": settings.neuron_lr},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=True)
+    return torch.optim.AdamW(groups, settings.lr, amsgrad=settings.amsgrad, fused=True)
+
+
+def rate(settings: Training, step: int, steps_per_epoch: int, planned: int) -> float:
+    """Return the factor on the learning rate at a step."""
+    epoch = step / steps_per_epoch
+    if epoch < settings.warmup:
+        return (step + 1) / (settings.warmup * steps_per_epoch)
+    if settings.schedule == "cosine":
+        warmup = settings.warmup * steps_per_epoch
+        return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / (planned - warmup))
+    return settings.decay ** sum(int(epoch) >= milestone for milestone in settings.milestones)
