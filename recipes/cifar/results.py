@@ -183,7 +183,7 @@ def model_card(metrics: dict[str, Any]) -> str:
             f"# {metrics['name']}",
             "",
             f"{config['model']} at {config['width']:g} times its width, {config['dataset']}, T = {config['T']}, "
-            f"encoder={config['encoder']}, single_spike={config['single_spike']}. Made by `recipes/train.py`, seed {config['seed']}.",
+            f"encoder={config['encoder']}, single_spike={config['single_spike']}; `recipes/train.py`, seed {config['seed']}.",
             "",
             "| on the test images | accuracy, % | spikes per neuron |",
             "|---|---|---|",
@@ -194,8 +194,8 @@ def model_card(metrics: dict[str, Any]) -> str:
             f"- Compute energy: {report['ann_pj'] / report['snn_pj']:.1f} times less than the ANN's, by the paper's accounting "
             "(32-bit integers, 45 nm, without memory access).",
             f"- Input: images [N, 3, 32, 32] in [0, 1], normalised by mean {mean} and standard deviation {std}.",
-            f"- Data: the training images of {config['dataset']}, but for {config['validation']} held out for choices. The test "
-            "set was read once.",
+            f"- Data: the training images of {config['dataset']}, {config['validation']} of them held out for choices. "
+            "The test set was read once.",
             "- For research: it knows its ten or hundred classes and nothing else; no shift of the images was tested.",
             f"- {minutes:.0f} minutes on {source['device']}, {source['threads']} threads, {source['precision']}; {versions}; "
             f"commit {source['commit']}.",
