@@ -50,6 +50,7 @@ def test_every_image_is_in_one_part():
     data = load_data(load_config([DIGITS]), Path("nowhere"), torch.device("cpu"))
     parts = [split.plain(slice(0, None))[0] for split in (data.train, data.validation, data.test)]
     assert [len(part) for part in parts] == [1300, 137, 360]
+    assert len(load_data(load_config([DIGITS], ["test_images=7"]), Path("nowhere"), torch.device("cpu")).test) == 7
     whole = Split(torch.cat([images for images, _ in read_digits()]), torch.zeros(1797), data.mean, data.std)
     prints = [x.flatten(1).double().mv(torch.arange(3072).double()) for x in (torch.cat(parts), whole.plain(slice(0, None))[0])]
     torch.testing.assert_close(prints[0].sort().values, prints[1].sort().values)

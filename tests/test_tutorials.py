@@ -6,16 +6,23 @@ import sys
 from pathlib import Path
 
 import pytest
+import sklearn.datasets
 
-TUTORIALS = sorted((Path(__file__).parent.parent / "docs" / "tutorials").glob("*.py"))
+FOLDER = Path(__file__).parent.parent / "docs" / "tutorials"
+TUTORIALS = sorted(FOLDER.glob("*.py"))
 
 
 def test_there_are_tutorials():
-    assert {path.stem for path in TUTORIALS} == {"convert_your_own", "snntorch_digits", "spikingjelly_digits"}
+    assert {path.stem for path in TUTORIALS} == {
+        "classify_images",
+        "convert_your_own",
+        "snntorch_digits",
+        "spikingjelly_digits",
+    }
 
 
 def run(path, *arguments):
-    command = [sys.executable, str(path), "--epochs", "4", *map(str, arguments)]
+    command = [sys.executable, str(path), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -23,7 +30,7 @@ def run(path, *arguments):
 
 @pytest.mark.parametrize("path", [path for path in TUTORIALS if path.stem.endswith("_digits")], ids=lambda path: path.stem)
 def test_before_and_after(path):
-    found = re.findall(r"(\w+): .*?([\d.]+) +([\d.]+)$", run(path), re.MULTILINE)
+    found = re.findall(r"(\w+): .*?([\d.]+) +([\d.]+)$", run(path, "--epochs", 4), re.MULTILINE)
     rows = {name: (float(accuracy), float(spikes)) for name, accuracy, spikes in found}
     assert set(rows) == {"before", "after"}
     assert all(accuracy > 80 for accuracy, _ in rows.values())
@@ -32,7 +39,7 @@ def test_before_and_after(path):
 
 
 def test_convert_your_own(tmp_path):
-    told = run(TUTORIALS[0], "--out", tmp_path)
+    told = run(FOLDER / "convert_your_own.py", "--epochs", 4, "--out", tmp_path)
     assert "conv1 (Conv2d) has a bias: train the ANN with bias=False" in told
     assert "norm1 (BatchNorm2d) cannot be converted: train the ANN without batch norm" in told
     assert "pool1 (MaxPool2d) cannot be converted: use average pooling" in told
@@ -50,3 +57,15 @@ def test_convert_your_own(tmp_path):
     assert 0 < trained[1] <= 1
     assert "the same potentials: True" in told
     assert (tmp_path / "network.json").exists()
+
+
+def test_classify_images(tmp_path):
+    photographs = sorted((Path(sklearn.datasets.__file__).parent / "images").glob("*.jpg"))
+    assert len(photographs) >= 2
+    told = run(FOLDER / "classify_images.py", *photographs, "--out", tmp_path / "figure.png")
+    guesses = re.findall(r"^(\S+)\s+-> (\w+) +first output spike at t = ([1-5])$", told, re.MULTILINE)
+    assert [name for name, _, _ in guesses] == [path.name for path in photographs]
+    spikes, most = re.search(r"([\d.]+) spikes per neuron, no neuron more than (\d)", told).groups()
+    assert 0 < float(spikes) < 1
+    assert most == "1"
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")

@@ -52,6 +52,7 @@ class Config:
     dataset: Literal["cifar10", "cifar100", "digits"] = option(
         "cifar10", "digits: scikit-learn's, bundled, enlarged to 32 x 32"
     )
+    test_images: int | None = option(None, "read so many test images, to try a config out; null reads all")
     validation: int = option(5000, "images held out of the training set, for every choice")
     crop: int = option(4, "pixels of black border for random crops; 0 crops nothing")
     flip: bool = option(True, "mirror half of the images")
@@ -104,7 +105,7 @@ class Config:
 
 RANGES: dict[str, tuple[str, Any]] = {
     **dict.fromkeys(
-        ("validation", "hidden", "T", "calibration_images", "calibration_T", "conversion_T", "activity_images",
+        ("validation", "test_images", "hidden", "T", "calibration_images", "calibration_T", "conversion_T", "activity_images",
          "batch_size", "accumulate"),
         (">= 1", lambda value: value >= 1),
     ),

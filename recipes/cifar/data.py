@@ -144,7 +144,7 @@ def load_data(config: Config, root: Path, device: torch.device) -> Data:
     return Data(
         split(images[rest], labels[rest], config.crop),
         split(images[held_out], labels[held_out], 0),
-        split(test_images, test_labels, 0),
+        split(test_images[: config.test_images], test_labels[: config.test_images], 0),
         CLASSES[config.dataset],
         mean,
         std,

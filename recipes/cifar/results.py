@@ -104,7 +104,7 @@ def provenance(fabric: Fabric) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else cpu_model(),
         "processes": fabric.world_size,
         "threads": torch.get_num_threads(),
-        "precision": fabric._precision.precision,
+        "precision": fabric.strategy.precision.precision,
         "python": platform.python_version(),
         "versions": versions,
         "commit": git(["git", "rev-parse", "HEAD"]).stdout.strip() or None,

@@ -6,7 +6,7 @@ from pathlib import Path
 from onespike.conversion import CorruptModelError, SpikingNetwork
 from onespike.conversion.storage import FILE
 
-PRETRAINED: dict[str, str] = {}
+PRETRAINED = {"cifar10_vgg6_small": "ad799704723e1666656054daafb629a7300b3c695b1853a329458411ebd3810f"}
 """Name of each network -> SHA-256 of its description, which holds that of its weights."""
 
 
