@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -54,6 +56,33 @@ def test_bench_network_and_the_tables_made_from_it(tmp_path):
     assert "| onespike torch |" in text
     readme.write_text("no markers")
     assert "must hold the lines" in run(*tables).stderr
+
+
+def test_bench_loader_compares_the_same_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import bench_loader  # noqa: PLC0415
+
+    class Photographs:
+        def __init__(self, root, transform, download):
+            self.data = np.random.default_rng(0).integers(0, 256, (256, 32, 32, 3), dtype=np.uint8)
+            self.targets = [0] * 256
+            self.transform = transform
+
+        def __len__(self):
+            return 256
+
+        def __getitem__(self, i):
+            return self.transform(Image.fromarray(self.data[i])), self.targets[i]
+
+    monkeypatch.setattr(bench_loader.datasets, "CIFAR10", Photographs)
+    out = tmp_path / "loader.json"
+    monkeypatch.setattr(sys, "argv", ["bench_loader.py", "--rounds", "2", "--batches", "2", "--out", str(out)])
+    bench_loader.main()
+    rows = json.loads(out.read_text())["cases"][0]["rows"]
+    assert set(rows) == {"resident", "DataLoader, 0 workers", "DataLoader, 2 workers"}
+    assert rows["resident"]["resident_is_faster_by"] == 1
+    assert rows["DataLoader, 0 workers"]["images_per_second"] < rows["resident"]["images_per_second"]
+    assert "| DataLoader, 2 workers |" in capsys.readouterr().out
 
 
 def test_the_readme_is_made_from_the_recorded_results():
