@@ -26,8 +26,8 @@ def test_batches_equal_torchvisions(split):
         image = transforms.to_pil_image(images[index])
         whole = transforms.normalize(transforms.to_tensor(image), (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
         torch.testing.assert_close(plain[index], whole)
-        image = transforms.crop(transforms.pad(image, 4), top, left, 32, 32)
         image = transforms.hflip(image) if mirrored else image
+        image = transforms.crop(transforms.pad(image, 4), top, left, 32, 32)
         expected = transforms.normalize(transforms.to_tensor(image), (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
         torch.testing.assert_close(x[position], expected)
         assert labels[position] == index

@@ -81,10 +81,12 @@ class Split:
         self.crop = crop
         self.memory_format = memory_format
         height, width = images.shape[-2:]
-        # Every crop of every image as a view: [N, C, 2 crop + 1, 2 crop + 1, H, W].
-        self._windows = F.pad(images, [crop] * 4).unfold(2, height, 1).unfold(3, width, 1)
-        self._shift = torch.tensor(mean, device=images.device).mul(255).view(-1, 1, 1)
-        self._scale = torch.tensor(std, device=images.device).mul(255).reciprocal().view(-1, 1, 1)
+        both = torch.stack([images, images.flip(-1)])
+        # Every crop of every image and of its mirror image, as views: [2, N, 2 crop + 1, 2 crop + 1, H, W, C].
+        padded = F.pad(both, [crop] * 4).permute(0, 1, 3, 4, 2).contiguous()
+        self._crops = padded.unfold(2, height, 1).unfold(3, width, 1).permute(0, 1, 2, 3, 5, 6, 4)
+        self._shift = torch.tensor(mean, device=images.device).mul(255)
+        self._scale = torch.tensor(std, device=images.device).mul(255).reciprocal()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -92,21 +94,22 @@ class Split:
     def head(self, images: int) -> Self:
         """Return the split's first images as a split of their own."""
         first = copy.copy(self)
-        first.labels, first._windows = self.labels[:images], self._windows[:images]
+        first.labels, first._crops = self.labels[:images], self._crops[:, :images]
         return first
 
     def augmented(self, part: Epoch) -> tuple[Tensor, Tensor]:
-        """Return normalised images [B, C, H, W], cropped and mirrored as `part` says, and their labels [B]."""
-        images = self._windows[part.index, :, part.top, part.left]
-        images = torch.where(part.mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
+        """Return normalised images [B, C, H, W], mirrored and then cropped as `part` says, and their labels [B]."""
+        images = self._crops[part.mirrored.long(), part.index, part.top, part.left]
         return self._normalised(images), self.labels[part.index]
 
     def plain(self, part: slice) -> tuple[Tensor, Tensor]:
         """Return a slice of the normalised images, as they are, and their labels."""
-        return self._normalised(self._windows[part, :, self.crop, self.crop]), self.labels[part]
+        return self._normalised(self._crops[0, part, self.crop, self.crop]), self.labels[part]
 
     def _normalised(self, images: Tensor) -> Tensor:
-        return ((images.float() - self._shift) * self._scale).contiguous(memory_format=self.memory_format)
+        """Turn bytes [B, H, W, C] into normalised images [B, C, H, W]."""
+        normalised = images.float().sub_(self._shift).mul_(self._scale)
+        return normalised.permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format)
 
 
 @dataclass(frozen=True)
