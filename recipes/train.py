@@ -32,7 +32,7 @@ from cifar.conversion import choose_thresholds, describe, plain_accuracy, spikin
 from cifar.data import Data, DataError, load_data
 from cifar.loggers import LoggerError, Loggers
 from cifar.training import Progress, Runtime, Stage, Termination, Trainer, TrainingError, accuracy, seed_of
-from onespike.conversion import SpikingNetwork
+from onespike.conversion import ConversionError, SpikingNetwork
 from onespike.conversion.storage import write_atomically
 from onespike.functional import BackendUnavailableError
 from onespike.models import vgg
@@ -40,6 +40,17 @@ from onespike.spikingjelly import HybridCrossEntropyLoss
 
 ANN_SETTINGS = ("dataset", "validation", "crop", "flip", "seed", "model", "width", "hidden", "dropout", "fc_dropout", "ann")
 """What the ANN depends on: runs that agree in them can share it."""
+EXPECTED = (
+    BackendUnavailableError,
+    CheckpointError,
+    ConfigError,
+    ConversionError,
+    DataError,
+    LoggerError,
+    OSError,
+    TrainingError,
+)
+"""What can go wrong and says all that its user needs to know; anything else shows where it happened."""
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -235,7 +246,7 @@ def main() -> None:
     arguments = parse_arguments()
     try:
         run(arguments)
-    except (ConfigError, DataError, CheckpointError, TrainingError, LoggerError, BackendUnavailableError, OSError) as error:
+    except EXPECTED as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 
 

@@ -7,7 +7,7 @@ import torch
 import torchvision.transforms.functional as transforms
 from recipe_runs import DIGITS
 
-from cifar.config import load_config
+from cifar.config import ConfigError, load_config
 from cifar.data import DataError, Epoch, Split, load_data, read_digits
 
 
@@ -54,6 +54,11 @@ def test_every_image_is_in_one_part():
     whole = Split(torch.cat([images for images, _ in read_digits()]), torch.zeros(1797), data.mean, data.std)
     prints = [x.flatten(1).double().mv(torch.arange(3072).double()) for x in (torch.cat(parts), whole.plain(slice(0, None))[0])]
     torch.testing.assert_close(prints[0].sort().values, prints[1].sort().values)
+
+
+def test_a_split_that_takes_all_images_is_named():
+    with pytest.raises(ConfigError, match="validation must be below the 1437 training images of digits, got 1437"):
+        load_data(load_config([DIGITS], ["validation=1437"]), Path("nowhere"), torch.device("cpu"))
 
 
 def test_missing_and_damaged_images_are_named(tmp_path, monkeypatch):

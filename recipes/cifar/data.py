@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from cifar.config import Config
+from cifar.config import Config, ConfigError
 
 IMAGE = 32
 STATISTICS = {
@@ -129,11 +129,11 @@ def load_data(config: Config, root: Path, device: torch.device) -> Data:
 
     Raises:
         DataError: files are missing and cannot be downloaded, or damaged.
-        ValueError: `config.validation` leaves no image to train on.
+        ConfigError: `config.validation` leaves no image to train on.
     """
     (images, labels), (test_images, test_labels) = read_digits() if config.dataset == "digits" else read_cifar(config, root)
     if config.validation >= len(images):
-        raise ValueError(
+        raise ConfigError(
             f"validation must be below the {len(images)} training images of {config.dataset}, got {config.validation}"
         )
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
