@@ -35,6 +35,7 @@ from cifar.training import Progress, Runtime, Stage, Termination, Trainer, Train
 from onespike.conversion import ConversionError, SpikingNetwork
 from onespike.conversion.storage import write_atomically
 from onespike.functional import BackendUnavailableError
+from onespike.functional.backends import resolve_backend
 from onespike.models import vgg
 from onespike.spikingjelly import HybridCrossEntropyLoss
 
@@ -175,9 +176,12 @@ class Spent:
 
 
 def make_fabric(device: str, config: Config) -> Fabric:
-    """Launch Fabric on this process, or on all that torchrun started."""
+    """Launch Fabric on this process, or on all that torchrun started, once it is clear that the device can do its part."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BackendUnavailableError("--device cuda needs a CUDA device: torch.cuda.is_available() is False")
+    resolve_backend(config.backend, device)  # or say now why it cannot run
     precision: Any = config.precision
     if precision == "auto":
         precision = "bf16-mixed" if has_bf16_units(device) else "32-true"

@@ -91,6 +91,15 @@ def test_another_run_is_left_alone(monkeypatch, tmp_path):
     assert outcome(tmp_path / "b")[1]["ann"] == first[1]["ann"]
 
 
+def test_what_the_device_cannot_do_is_named_first(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="--device cuda needs a CUDA device"):
+        train(monkeypatch, DIGITS, "--out", tmp_path / "run", "--device", "cuda")
+    with pytest.raises(SystemExit, match=r'backend "cupy" cannot run on "cpu": backend "cupy" runs on CUDA'):
+        train(monkeypatch, DIGITS, "--out", tmp_path / "run", "--set", "backend=cupy")
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_untrained_ann_is_not_borrowed(monkeypatch, tmp_path):
     process = start(tmp_path / "other")
     wait_for_steps(process, tmp_path / "other", set())
