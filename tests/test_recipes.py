@@ -82,3 +82,21 @@ def test_the_simulated_camera_times_its_events(monkeypatch):
     found = events.record((0.6 * (0.3 * levels.double()).exp() - 0.1).view(11, 1, 3), 1000, 0.3)
     assert found[:, [0, 3]].tolist() == [[0, 1], [2, 1], [0, 1], [1, 0]]
     assert found[:, 2].tolist() == pytest.approx([400, 1000 / 2.2, 800, 1000 / 1.2], abs=1)
+
+
+def test_the_readmes_cifar_row_is_what_was_recorded():
+    text = (RECIPES.parent / "README.md").read_text()
+    folder = RECIPES.parent / "benchmarks" / "results" / "recipes"
+    runs = [json.loads((folder / f"cifar10_vgg6_small-seed{seed}.json").read_text())["results"] for seed in range(3)]
+    trained = [run["trained"] for run in runs]
+    rows = {
+        "ANN": [f"{run['ann']['accuracy']:.2f}" for run in runs],
+        "**trained, T = 5, hybrid input, one spike**": [f"**{one['accuracy']['potential']:.2f}**" for one in trained],
+        "the same, read at t = 1": [f"{one['accuracy_at_step'][0]:.2f}" for one in trained],
+    }
+    for name, cells in rows.items():
+        assert f"| {name} | {' | '.join(cells)} |" in text
+    spikes = [one["spikes_per_neuron"] for one in trained]
+    assert f"| {min(spikes):.3f}-{max(spikes):.3f} |" in text
+    control = json.loads((folder / "cifar10_vgg6_small-analogue-seed1.json").read_text())["results"]["trained"]
+    assert f"| | {control['accuracy']['potential']:.2f} | | {control['spikes_per_neuron']:.3f} |" in text
