@@ -79,6 +79,19 @@ def test_microseconds_of_a_day_keep_their_precision():
     assert hybrid_encode_events(FRAME, events, 4)[1:, 2].nonzero().tolist() == [[0, 0, 0], [0, 0, 1], [1, 0, 2], [2, 1, 0]]
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32])
+def test_times_that_fill_a_narrow_type_do_not_overflow(dtype):
+    start, end = torch.iinfo(dtype).min, torch.iinfo(dtype).max
+    events = torch.tensor([[0, 0, start, 1], [1, 0, (start + end + 1) // 2, 1], [2, 0, end, 1]], dtype=dtype)
+    assert hybrid_encode_events(FRAME, events, 9)[1:, 2].nonzero().tolist() == [[0, 0, 0], [4, 0, 1], [7, 0, 2]]
+
+
+def test_a_window_may_be_an_array():
+    expected = hybrid_encode_events(FRAME, recording((0, 0, 5, 1)), 4, window=(0, 10))
+    for window in ([0, 10], np.array([0, 10]), torch.tensor([0, 10])):
+        assert torch.equal(hybrid_encode_events(FRAME, recording((0, 0, 5, 1)), 4, window=window), expected)
+
+
 @pytest.mark.parametrize("kind", [int, float, np.int64])
 def test_a_window_of_any_number_type_keeps_microseconds(kind):
     start = 1_700_000_000_000_000
@@ -125,7 +138,12 @@ def test_the_gradient_of_the_frame_flows():
         (
             lambda: hybrid_encode_events(FRAME, torch.tensor([[0, 0, torch.nan, 1]]), 4),
             ValueError,
-            "t must be a number, got NaN",
+            "t must be finite, got nan",
+        ),
+        (
+            lambda: hybrid_encode_events(FRAME, torch.tensor([[0, 0, 1, 1], [1, 0, torch.inf, 1]]), 4),
+            ValueError,
+            "t must be finite, got inf",
         ),
         (
             lambda: hybrid_encode_events(FRAME[None], recording(), 4),

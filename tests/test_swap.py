@@ -85,6 +85,69 @@ def test_a_neuron_in_two_places_stays_one():
     assert [swap.path for swap in report.swaps] == ["0", "2"]
 
 
+def test_a_net_that_has_run_is_exchanged_wherever_its_neurons_are_referred_to(x_seq):
+    class Referring(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = layer.Linear(50, 30)
+            self.node = neuron.LIFNode(v_threshold=0.3)
+            self.stages = [self.fc, self.node]
+
+        def forward(self, x):
+            for stage in self.stages:
+                x = stage(x)
+            return x
+
+    net = Referring()
+    net(x_seq[0])  # the state is now part of a graph
+    ours, _ = to_single_spike(net)
+    assert ours.stages[1] is ours.node
+    assert ours.stages[0] is not net.fc
+    assert torch.stack([ours(x) for x in x_seq]).sum(0).max() == 1
+    left = nn.Sequential(layer.Linear(50, 30), neuron.KLIFNode(), neuron.IFNode())
+    left(x_seq[0])
+    with pytest.raises(RuntimeError, match="net cannot be copied: if it has run, reset it"):
+        to_single_spike(left)
+    functional.reset_net(left)
+    assert len(to_single_spike(left)[1].left) == 1
+
+
+def test_neurons_go_where_the_layer_before_them_is():
+    net = nn.Sequential(neuron.IFNode(), nn.Linear(4, 4, device="meta"), neuron.LIFNode(), nn.Linear(4, 4), neuron.IFNode())
+    ours, _ = to_single_spike(net)
+    assert [ours[i].leak.device.type for i in (0, 2, 4)] == ["meta", "meta", "cpu"]
+    wide = nn.Sequential(neuron.ParametricLIFNode(), snn.Leaky(0.9, init_hidden=True, learn_beta=True)).double()
+    assert to_single_spike(wide)[0][0].leak.dtype == torch.float64
+    assert to_single_spike_snntorch(wide)[0][1].beta.dtype == torch.float64
+
+
+def test_what_cannot_be_exchanged_is_left_with_its_reason():
+    net = nn.Sequential(neuron.IFNode(v_threshold=-1.0), neuron.IFNode())
+    assert [(swap.path, swap.note) for swap in to_single_spike(net)[1].left] == [("0", "v_threshold must be > 0, got -1.0")]
+    net = nn.Sequential(
+        snn.Leaky(0.9, threshold=-1.0, init_hidden=True),
+        snn.Leaky(torch.rand(4), init_hidden=True),
+        snn.Leaky(0.9, init_hidden=True, learn_graded_spikes_factor=True),
+        snn.LeakyParallel(4, 4),
+        snn.Leaky(0.9, init_hidden=True, learn_beta=True),
+    )
+    net[4].beta.requires_grad_(False)
+    ours, report = to_single_spike_snntorch(net)
+    assert [swap.note for swap in report.left] == [
+        "threshold must be > 0, got -1.0",
+        "beta and threshold must be one number each",
+        "graded_spikes_factor must be 1, and must not learn: our spikes are 0 or 1",
+        "only Leaky has a single-spike counterpart, not LeakyParallel",
+    ]
+    assert not ours[4].beta.requires_grad
+
+
+@pytest.mark.skipif(not hasattr(neuron, "SimpleIFNode"), reason="SpikingJelly before 2.0 has no neurons beside BaseNode")
+def test_neurons_that_are_no_basenode_are_reported():
+    report = to_single_spike(nn.Sequential(neuron.NonSpikingIFNode(), neuron.IFNode()))[1]
+    assert [swap.was for swap in report.left] == ["NonSpikingIFNode"]
+
+
 class SnnTorchNet(nn.Module):
     def __init__(self):
         super().__init__()

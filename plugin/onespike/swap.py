@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 
@@ -46,25 +47,32 @@ def swap_neurons(
 ) -> tuple[nn.Module, SwapReport]:
     """Copy `net` and put in place of each neuron what `rule` makes of it: a module, or None to leave it, and a note.
 
+    A neuron that `rule` refuses with a ValueError is left, too; one that has no parameters of its own goes to the device of the
+    layer before it.
+
     Raises:
         ValueError: `net` holds no neuron.
+        RuntimeError: `net` holds the state of a sequence that has a graph.
     """
-    net = copy.deepcopy(net)
     swaps, made = [], {}
-    for path, module in list(net.named_modules(remove_duplicate=False)):
+    last = next(net.parameters(), torch.empty(0))
+    for path, module in net.named_modules(remove_duplicate=False):
+        last = next(module.parameters(recurse=False), last)
         if not is_neuron(module):
             continue
         if module not in made:  # a neuron that stands in two places stays one
-            made[module] = rule(module)
-        ours, note = made[module]
-        swaps.append(Swap(path, type(module).__name__, None if ours is None else str(ours), note))
-        if ours is None:
-            continue
-        ours.train(module.training)
-        if path:
-            net.set_submodule(path, ours)
-        else:
-            net = ours
+            try:
+                ours, note = rule(module)
+            except ValueError as error:
+                ours, note = None, str(error)
+            now = None if ours is None else str(ours)  # on the CPU: a device may refuse to be read
+            made[module] = None if ours is None else ours.to(last.device).train(module.training), now, note
+        swaps.append(Swap(path, type(module).__name__, *made[module][1:]))
     if not swaps:
         raise ValueError(f"net must hold a neuron of the host to exchange, got {type(net).__name__} without one")
-    return net, SwapReport(tuple(swaps))
+    # Told that these are the copies of the neurons, deepcopy puts them wherever a neuron is referred to.
+    copies = {id(module): ours for module, (ours, *_) in made.items() if ours is not None}
+    try:
+        return copy.deepcopy(net, copies), SwapReport(tuple(swaps))
+    except RuntimeError as error:
+        raise RuntimeError("net cannot be copied: if it has run, reset it with the host's function first") from error

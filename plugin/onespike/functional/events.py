@@ -35,8 +35,8 @@ def hybrid_encode_events(frame: Tensor, events: Any, T: int, *, window: tuple[fl
 
     Raises:
         TypeError: `frame` is not floating point, or `events` are none of the formats.
-        ValueError: T < 2, a shape does not fit, an event lies off the sensor, a polarity is unknown, a time is NaN, or the
-            window is no pair of finite numbers or is empty.
+        ValueError: T < 2, a shape does not fit, an event lies off the sensor, a polarity is unknown, a time is not finite, or
+            the window is no pair of finite numbers or is empty.
     """
     check_T(T, 2)
     check_floating("frame", frame, 3, "[C, H, W] or [N, C, H, W]")
@@ -73,9 +73,9 @@ def first_event_times(events: Any, height: int, width: int, T: int, window: tupl
         if not bool(((values >= 0) & (values < size)).all()):
             low, high = values.min().item(), values.max().item()
             raise ValueError(f"events: {name} must be in 0..{size - 1}, the size of the frame, got values from {low} to {high}")
-    if bool(t.isnan().any()):
-        raise ValueError("events: t must be a number, got NaN: leave such events out")
-    if t.is_floating_point() or not all(isinstance(bound, int) for bound in window or ()):
+    if not bool(t.isfinite().all()):
+        raise ValueError(f"events: t must be finite, got {t[~t.isfinite()][0].item()}: leave such events out")
+    if t.is_floating_point() or not all(isinstance(bound, int) for bound in (() if window is None else window)):
         t = t.double()  # beside a float, torch would take whole numbers to float32 and lose microseconds
     steps = torch.zeros(2 * height * width, dtype=torch.int64)
     if len(t) and window is None:
@@ -104,7 +104,7 @@ def check_window(window: tuple[float, float]) -> None:
 
 
 def columns(events: Any) -> list[Tensor]:
-    """Return x, y, t and p of a recording as tensors on the CPU; whole numbers stay whole.
+    """Return x, y, t and p of a recording as tensors on the CPU; whole numbers stay whole, and get 64 bits to compute in.
 
     Raises:
         TypeError: it is neither a structured array nor a tensor [E, 4].
@@ -112,7 +112,8 @@ def columns(events: Any) -> list[Tensor]:
     if isinstance(events, Tensor):
         if events.dim() != 2 or events.shape[1] != len(FIELDS) or events.dtype == torch.bool:
             raise TypeError(f"events must be a tensor [E, 4] of numbers x, y, t, p, got {events.dtype} {tuple(events.shape)}")
-        return list(events.detach().cpu().unbind(1))
+        events = events.detach().cpu()
+        return list((events if events.is_floating_point() else events.long()).unbind(1))
     names = getattr(getattr(events, "dtype", None), "names", None)
     if names is None or not set(FIELDS) <= set(names):
         what = f"fields {names}" if names else type(events).__name__

@@ -25,10 +25,12 @@ def to_single_spike(net: nn.Module) -> tuple[nn.Module, SwapReport]:
 
     Raises:
         ValueError: `net` holds no snnTorch neuron.
+        RuntimeError: a neuron that is left holds the state of a sequence: call `snntorch.utils.reset(net)` first.
     """
 
     def is_neuron(module: nn.Module) -> bool:
-        return isinstance(module, snntorch.SpikingNeuron) and not isinstance(module, SingleSpikeLeaky)
+        of_host = isinstance(module, snntorch.SpikingNeuron | snntorch.LeakyParallel)
+        return of_host and not isinstance(module, SingleSpikeLeaky)
 
     return swap_neurons(net, is_neuron, exchange)
 
@@ -41,11 +43,13 @@ def exchange(node: nn.Module) -> tuple[nn.Module | None, str]:
         return None, "it returns mem: call a SingleSpikeLeaky as spk, fired, mem = node(x, fired, mem), or use init_hidden=True"
     if node.inhibition or node.state_quant:
         return None, "inhibition and state_quant have no single-spike counterpart"
-    if node.beta.numel() > 1 or node.threshold.numel() > 1 or node.graded_spikes_factor != 1:  # type: ignore[operator]
-        return None, "beta and threshold must be one number each, and graded_spikes_factor 1"
-    learns = isinstance(node.beta, nn.Parameter), isinstance(node.threshold, nn.Parameter)
+    if node.beta.numel() > 1 or node.threshold.numel() > 1:  # type: ignore[operator]
+        return None, "beta and threshold must be one number each"
+    if node.graded_spikes_factor != 1 or node.graded_spikes_factor.requires_grad:
+        return None, "graded_spikes_factor must be 1, and must not learn: our spikes are 0 or 1"
+    learns = bool(node.beta.requires_grad), bool(node.threshold.requires_grad)
     beta, threshold = node.beta.detach().clamp(0, 1).item(), node.threshold.detach().item()  # type: ignore[operator]
     ours = SingleSpikeLeaky(beta, threshold, *learns, init_hidden=True)
     soft = node.reset_mechanism == "subtract"
     note = "Exact until the first spike." if soft else f'reset_mechanism "{node.reset_mechanism}" became "subtract".'
-    return ours.to(node.beta.device), note
+    return ours.to(node.beta), note

@@ -27,10 +27,12 @@ def to_single_spike(net: nn.Module) -> tuple[nn.Module, SwapReport]:
 
     Raises:
         ValueError: `net` holds no SpikingJelly neuron.
+        RuntimeError: a neuron that is left holds the state of a sequence: call `functional.reset_net(net)` first.
     """
 
     def is_neuron(module: nn.Module) -> bool:
-        return isinstance(module, neuron.BaseNode) and not isinstance(module, SingleSpikeLIFNode)
+        of_host = isinstance(module, neuron.BaseNode) or type(module).__module__.startswith(neuron.__name__)
+        return of_host and not isinstance(module, SingleSpikeLIFNode)
 
     return swap_neurons(net, is_neuron, exchange)
 
@@ -42,11 +44,11 @@ def exchange(node: nn.Module) -> tuple[nn.Module | None, str]:
         return None, f"only IFNode, LIFNode and ParametricLIFNode have a single-spike counterpart, not {kind.__name__}"
     if node.v_reset not in (None, 0.0):
         return None, f"v_reset must be None or 0, where the potential starts and decays to, got {node.v_reset}"
-    decay, learns, device = 0.0, False, None
+    decay, learns, dtype = 0.0, False, None
     if kind is neuron.LIFNode:
         decay = 1 / float(node.tau)  # type: ignore[arg-type]
     elif kind is neuron.ParametricLIFNode:
-        decay, learns, device = torch.sigmoid(node.w).item(), node.w.requires_grad, node.w.device  # type: ignore
+        decay, learns, dtype = torch.sigmoid(node.w).item(), node.w.requires_grad, node.w.dtype  # type: ignore
     scaled = decay and node.decay_input
     ours = SingleSpikeLIFNode(
         1 - decay,
@@ -55,7 +57,7 @@ def exchange(node: nn.Module) -> tuple[nn.Module | None, str]:
         learn_threshold=False,
         step_mode=node.step_mode,  # type: ignore[arg-type]
         store_v_seq=bool(node.store_v_seq),
-    ).to(device)
+    ).to(dtype)
     notes = ["the threshold takes up decay_input's 1 / tau"] if scaled else []
     if node.v_reset is not None:
         notes.append("the reset to 0 became a subtraction of the threshold")
