@@ -45,7 +45,7 @@ class Net(nn.Module):
         self.fc1 = nn.Linear(40, 20, bias=False)
         self.lif1 = SingleSpikeLeaky(0.9, 0.3, init_hidden=True)
         self.deep = nn.Sequential(nn.Linear(20, 20, bias=False), SingleSpikeLeaky(0.8, 0.2, init_hidden=True))
-        self.host = snn.Leaky(0.9, init_hidden=True)
+        self.host = snn.Leaky(0.9, threshold=0.05, init_hidden=True)
         self.fc2 = nn.Linear(20, 4, bias=False)
 
     def forward(self, x_seq):
@@ -124,11 +124,18 @@ def test_equals_the_spikingjelly_node(x_seq, switches):
 
 def test_reset_reaches_nested_neurons_and_the_hosts(net, x_seq):
     first = net(x_seq)
+    assert first.any()
     assert torch.equal(net(x_seq), first)
     assert torch.equal(net(x_seq[:, :2]), first[:, :2])
     reset(net)
     assert net.deep[1].mem.shape == net.lif1.fired.shape == (0,)
     assert not net.host.mem.any()
+
+
+def test_every_parameter_gets_a_gradient(net, x_seq):
+    net(x_seq).square().sum().backward()
+    assert {"lif1.beta", "lif1.threshold", "deep.1.beta", "deep.1.threshold"} <= {name for name, _ in net.named_parameters()}
+    assert [name for name, parameter in net.named_parameters() if not parameter.grad.any()] == []
 
 
 def test_neurons_are_not_kept_alive_by_the_host():
@@ -265,6 +272,8 @@ STATE = torch.zeros(2, 3, dtype=torch.bool), torch.zeros(2, 3)
     [
         (lambda: SingleSpikeLeaky(1.5), ValueError, r"beta must be in \[0, 1\], got 1.5"),
         (lambda: SingleSpikeLeaky(0.5, 0.0), ValueError, "threshold must be > 0, got 0.0"),
+        (lambda: SingleSpikeLeaky(torch.rand(4)), ValueError, r"beta must be one number for the layer, .* of shape \(4,\)"),
+        (lambda: SingleSpikeLeaky(0.5, torch.rand(4)), ValueError, "threshold must be one number for the layer"),
         (lambda: SingleSpikeLeaky(gamma=0), ValueError, "gamma must be > 0, got 0"),
         (lambda: SingleSpikeLeaky(backend="cuda"), ValueError, "backend must be one of .*got 'cuda'"),
         (lambda: SingleSpikeLeaky(backend="cupy")(X), BackendUnavailableError, "runs on CUDA devices"),

@@ -229,6 +229,30 @@ def test_moving_dtypes(images):
     assert net[2].v.dtype == torch.float64
 
 
+def test_a_nested_network_resets_copies_and_moves_in_the_middle_of_a_sequence(images):
+    whole = network("s")
+    net = nn.Sequential(nn.Sequential(*whole[:3]), nn.ModuleDict({"rest": whole[3:]})["rest"])
+    expected = steps(net, images).potential
+    functional.reset_net(net)
+    net(images)
+    twins = copy.deepcopy(net), pickle.loads(pickle.dumps(net))
+    for _ in range(T - 1):
+        found = [each(images).potential for each in (net, *twins)]
+    assert all(torch.equal(each, expected) for each in found)
+    net.to("meta")
+    assert net[0][2].v.device.type == net[0][2].fired.device.type == "meta"
+    functional.reset_net(net)
+    assert net(images.to("meta")).potential.device.type == "meta"
+    assert net[0][2].fired.dtype == torch.bool
+
+
+def test_every_parameter_gets_a_gradient(images):
+    for mode, run in (("m", lambda net, x: net(x)), ("s", steps)):
+        net = network(mode)
+        HybridCrossEntropyLoss()(run(net, images), torch.tensor([0, 3, 1])).backward()
+        assert [name for name, parameter in net.named_parameters() if not parameter.grad.any()] == []
+
+
 def test_training_with_projection_keeps_the_parameters_in_range(images):
     net = network()
     optimizer = torch.optim.SGD(net.parameters(), lr=5.0)
@@ -397,6 +421,20 @@ def test_register():
     assert Triangle in config._SURROGATE_REGISTRY.values()
 
 
+def test_a_bias_changes_no_count():
+    op_counter = pytest.importorskip("spikingjelly.activation_based.op_counter", reason="it came with SpikingJelly 2.0")
+    torch.manual_seed(0)
+    x, counts = torch.rand(3, 10), []
+    for bias in (False, True):
+        net = nn.Sequential(HybridEncoder(T), layer.Linear(10, 7, bias=bias, step_mode="m"))
+        macs = op_counter.MACCounter(extra_rules=mac_rules())
+        acs = op_counter.ACCounter(extra_rules=ac_rules(), extra_ignore_modules=[HybridEncoder])
+        with op_counter.DispatchCounterMode([macs, acs]), torch.no_grad():
+            net(x)
+        counts.append((macs.get_total(), acs.get_total()))
+    assert counts == [(3 * 10 * 7, 3 * 10 * 7)] * 2  # every pixel is analogue once and spikes once
+
+
 @pytest.mark.parametrize("step_mode", ["m", "s"])
 def test_the_hosts_counters_give_the_hand_count(images, step_mode):
     """Every spike is followed by hand to the weights that it meets."""
@@ -501,6 +539,7 @@ def test_weights_of_the_loss_move_with_it():
         (lambda: HybridCrossEntropyLoss("avg"), "reduction must be .*got 'avg'"),
         (lambda: HybridCrossEntropyLoss(label_smoothing=2), r"label_smoothing must be in \[0, 1\], got 2"),
         (lambda: DirectEncoder(0), "T must be >= 1, got 0"),
+        (lambda: SingleSpikeLIFNode(torch.rand(4)), r"leak must be one number for the layer, got a tensor of shape \(4,\)"),
     ],
 )
 def test_bad_settings_are_named(call, message):

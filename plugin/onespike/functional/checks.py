@@ -28,6 +28,13 @@ def check_floating(name: str, x: Tensor, dims: int, layout: str) -> None:
         raise ValueError(f"{name} must have at least {dims} dimensions, {layout}, got shape {tuple(x.shape)}")
 
 
+def as_number(name: str, value: float | Tensor) -> float:
+    """Return `value` as a Python number; raise where it is a tensor of several."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(f"{name} must be one number for the layer, got a tensor of shape {tuple(value.shape)}")
+    return float(value)
+
+
 def check_positive(name: str, value: float) -> None:
     """Raise unless the Python number `value` is finite and above 0."""
     if not 0 < value < float("inf"):

@@ -8,7 +8,7 @@ from snntorch.utils import reset as reset_host_neurons
 from torch import Tensor, nn
 
 from onespike.functional.backends import check_backend
-from onespike.functional.checks import check_positive
+from onespike.functional.checks import as_number, check_positive
 from onespike.functional.lif import LIFState, lif_with_trace, project_parameters
 
 
@@ -74,18 +74,19 @@ class SingleSpikeLeaky(snntorch.SpikingNeuron):
         temporal_gradient: bool = True,
         backend: str = "auto",
     ) -> None:
-        if not 0 <= float(beta) <= 1:
+        beta, threshold = as_number("beta", beta), as_number("threshold", threshold)
+        if not 0 <= beta <= 1:
             raise ValueError(f"beta must be in [0, 1], got {beta}")
-        check_positive("threshold", float(threshold))
+        check_positive("threshold", threshold)
         check_positive("gamma", gamma)
         check_backend(backend)
         # The surrogate is the fused core's own; the host's default one could not be pickled.
-        super().__init__(float(threshold), None, True, init_hidden, learn_threshold=learn_threshold, output=output)
+        super().__init__(threshold, None, True, init_hidden, learn_threshold=learn_threshold, output=output)
         snntorch.SpikingNeuron.instances.remove(self)  # the host's list keeps every neuron alive, and serves others only
         if learn_beta:
-            self.beta = nn.Parameter(torch.tensor(float(beta)))
+            self.beta = nn.Parameter(torch.tensor(beta))
         else:
-            self.register_buffer("beta", torch.tensor(float(beta)))
+            self.register_buffer("beta", torch.tensor(beta))
         self.gamma = gamma
         self.single_spike = single_spike
         self.grad_after_spike = grad_after_spike

@@ -7,7 +7,7 @@ from spikingjelly.activation_based import base, neuron
 from torch import Tensor, nn
 
 from onespike.functional.backends import BACKENDS, check_backend
-from onespike.functional.checks import check_floating, check_positive, check_T
+from onespike.functional.checks import as_number, check_floating, check_positive, check_T
 from onespike.functional.lif import LIFState, lif_with_trace, project_parameters
 from onespike.kernels.reference import state_dtype
 from onespike.spikingjelly.memory import CopyableMemory, detached
@@ -71,6 +71,7 @@ class SingleSpikeLIFNode(CopyableMemory, neuron.BaseNode):
     ) -> None:
         # A BaseNode for those parts of the host that ask for one, but nothing of it is used: its parameters are numbers.
         base.MemoryModule.__init__(self)
+        leak, v_threshold = as_number("leak", leak), as_number("v_threshold", v_threshold)
         if not 0 <= leak <= 1:
             raise ValueError(f"leak must be in [0, 1], got {leak}")
         check_positive("v_threshold", v_threshold)
@@ -78,8 +79,8 @@ class SingleSpikeLIFNode(CopyableMemory, neuron.BaseNode):
         if per_channel is not None:
             check_T(per_channel, name="per_channel")
         shape = () if per_channel is None else (per_channel,)
-        self.leak = nn.Parameter(torch.full(shape, float(leak)), requires_grad=learn_leak)
-        self.v_threshold = nn.Parameter(torch.full(shape, float(v_threshold)), requires_grad=learn_threshold)
+        self.leak = nn.Parameter(torch.full(shape, leak), requires_grad=learn_leak)
+        self.v_threshold = nn.Parameter(torch.full(shape, v_threshold), requires_grad=learn_threshold)
         self.gamma = gamma
         self.single_spike = single_spike
         self.grad_after_spike = grad_after_spike

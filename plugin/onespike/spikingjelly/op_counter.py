@@ -25,12 +25,12 @@ Rule = Callable[[tuple[Any, ...], dict[str, Any], Tensor], int]
 
 def mac_rules() -> dict[Any, Rule]:
     """Return the `extra_rules` of a MACCounter."""
-    return {aten.convolution.default: convolution_macs, aten.mm.default: product_macs}
+    return {aten.convolution.default: convolution_macs, aten.mm.default: product_macs, aten.addmm.default: product_macs}
 
 
 def ac_rules() -> dict[Any, Rule]:
     """Return the `extra_rules` of an ACCounter."""
-    return {aten.convolution.default: convolution_acs, aten.mm.default: product_acs}
+    return {aten.convolution.default: convolution_acs, aten.mm.default: product_acs, aten.addmm.default: product_acs}
 
 
 def is_binary(x: Tensor) -> Tensor:
@@ -53,11 +53,11 @@ def convolution_acs(args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) 
 
 def product_macs(args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> int:  # noqa: ARG001
     """Count inputs times outputs for each analogue row."""
-    x, weight = args[:2]
+    x, weight = args[-2:]  # a bias stands before them
     return int((~is_binary(x)).sum()) * weight.numel()
 
 
 def product_acs(args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> int:  # noqa: ARG001
     """Count the outputs of each spike in the binary rows."""
-    x, weight = args[:2]
+    x, weight = args[-2:]
     return int(x[is_binary(x)].sum(dtype=torch.float64)) * weight.shape[1]
