@@ -5,16 +5,18 @@ import gc
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
+
+from cifar.provenance import commit, cpu_model, installed
 
 Work = Callable[[], Any]
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
@@ -131,41 +133,21 @@ def saved_bytes(forward: Work) -> int:
 
 def provenance(device: torch.device) -> dict[str, Any]:
     """Describe machine, versions, commit and command of this run."""
-    root = Path(__file__).parent
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False).stdout.strip()
-    changed = subprocess.run(
-        ["git", "status", "--porcelain", "--", "../plugin", "*.py"], cwd=root, capture_output=True, text=True, check=False
-    ).stdout.strip()
+    sha, changed = commit(Path(__file__).parent, "../plugin", "*.py")
     record = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cpu": cpu_model(),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "triton", "spikingjelly", "snntorch", "cupy-cuda12x")},
-        "commit": commit + (" with uncommitted changes" if changed else ""),
+        "versions": installed("torch", "triton", "spikingjelly", "snntorch", "cupy-cuda12x"),
+        "commit": (sha or "unknown") + (" with uncommitted changes" if changed else ""),
         "command": " ".join([Path(sys.executable).name, *sys.argv]),
         "date": time.strftime("%Y-%m-%d"),
     }
     if device.type == "cuda":
         record["cuda"] = torch.version.cuda
     return record
-
-
-def cpu_model() -> str:
-    """Name the processor, with its instruction sets for vectors, which say more than a virtual machine's name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()} ({torch.backends.cpu.get_cpu_capability()}, {len(names)} cores)"
-
-
-def version(name: str) -> str | None:
-    """Return the installed version of a distribution, None where there is none."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:

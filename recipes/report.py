@@ -148,7 +148,7 @@ def provenance_lines(rows: list[Row]) -> list[str]:
         )
         minutes = spread([seconds / 60 for seconds in row.seconds], 1)
         lines.append(
-            f"{row.name}: {machine['device']}, {machine['processes']} processes of {machine['threads']} threads, "
+            f"{row.name}: {machine['device']}, {machine['processes']} x {machine['threads']} threads, "
             f"{machine['precision']}, {minutes} minutes a seed; {versions}; commit {commits}.  "
         )
     return lines

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 
 from cifar.config import Training
 from cifar.optimizer import make_optimizer, rate
+from cifar.results import joules_used
 
 
 def test_rates():
@@ -74,6 +76,41 @@ def test_sigterm_saves_and_ends(unbroken, tmp_path):
     process = start(tmp_path)
     process.communicate()
     assert outcome(tmp_path) == unbroken
+
+
+def test_a_finished_run_is_not_evaluated_again(monkeypatch, tmp_path, capsys):
+    train(monkeypatch, DIGITS, "--out", tmp_path, "--set", *SHORT, "ann.max_steps=1", "snn.max_steps=1")
+    metrics, table = (tmp_path / "metrics.json").read_bytes(), capsys.readouterr().out.split("\n\nresults")[0]
+
+    def evaluated(*_):
+        raise AssertionError("the test set was read again")
+
+    monkeypatch.setattr("cifar.results.evaluate", evaluated)
+    train(monkeypatch, DIGITS, "--out", tmp_path, "--resume", "--set", *SHORT, "ann.max_steps=1", "snn.max_steps=1")
+    assert capsys.readouterr().out.strip() == table.strip()
+    assert (tmp_path / "metrics.json").read_bytes() == metrics
+
+
+def test_energy_is_the_drivers(monkeypatch):
+    class Driver:
+        class NVMLError(Exception):
+            pass
+
+        nvmlInit = staticmethod(lambda: None)
+        nvmlDeviceGetHandleByUUID = staticmethod({"GPU-1234": "handle"}.__getitem__)
+        nvmlDeviceGetTotalEnergyConsumption = staticmethod({"handle": 2500}.__getitem__)
+
+    def refuse(_):
+        raise Driver.NVMLError
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="1234"))
+    monkeypatch.setitem(sys.modules, "pynvml", Driver)
+    assert joules_used(torch.device("cuda")) == 2.5
+    assert joules_used(torch.device("cpu")) is None
+    monkeypatch.setattr(Driver, "nvmlDeviceGetTotalEnergyConsumption", refuse)
+    assert joules_used(torch.device("cuda")) is None
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert joules_used(torch.device("cuda")) is None
 
 
 def test_another_run_is_left_alone(monkeypatch, tmp_path):

@@ -86,7 +86,7 @@ for ax, picture, truth, guess in zip(axes[0], pictures, truths, guesses, strict=
     ax.imshow(picture)
     ax.set_title(f"{truth}: {CLASSES[guess]}", fontsize="small")
 for ax, name in zip(axes[1], layers, strict=True):
-    plots.raster(recorded[name], ax=ax)
+    plots.raster(recorded[name], ax=ax).set_ylabel("neuron")
     ax.set_title(f"first image, layer {name}", fontsize="small")
 figure.savefig(arguments.out, dpi=120)
 print(f"images and rasters are in {arguments.out}")

@@ -4,12 +4,9 @@ import csv
 import io
 import json
 import platform
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from cifar.data import STATISTICS, Split
+from cifar.provenance import commit, cpu_model, installed
 from cifar.training import EVALUATION_BATCH
 from onespike import plots
 from onespike.conversion import SpikingNetwork
@@ -69,56 +67,35 @@ def watch(network: SpikingNetwork, split: Split, images: int) -> SpikingActivity
     return activity
 
 
-@contextmanager
-def energy_meter(device: torch.device) -> Iterator[Callable[[], float | None]]:
-    """Give a function that tells the joules that the GPU has used since, or None where no driver counts them."""
+def joules_used(device: torch.device) -> float | None:
+    """Return the energy that a GPU has used since its driver started, in joules, or None where none is counted."""
+    if device.type != "cuda":
+        return None
     try:
         import pynvml  # noqa: PLC0415  (an optional dependency)
     except ImportError:
-        pynvml = None
-    if device.type != "cuda" or pynvml is None:
-        yield lambda: None
-        return
-    pynvml.nvmlInit()
-    handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        return None
     try:
-        start = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-        yield lambda: (pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) - start) / 1e3
-    except pynvml.NVMLError:
-        yield lambda: None
-    finally:
-        pynvml.nvmlShutdown()
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
+    except pynvml.NVMLError:  # an old GPU, or a driver that keeps it to itself
+        return None
 
 
 def provenance(fabric: Fabric) -> dict[str, Any]:
     """Return machine, versions and commit of this run."""
-    root = Path(__file__).parent
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    git = partial(subprocess.run, cwd=root, capture_output=True, text=True, check=False)
+    sha, changed = commit(Path(__file__).parent, "..", "../../plugin")
     return {
         "device": torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else cpu_model(),
         "processes": fabric.world_size,
         "threads": torch.get_num_threads(),
         "precision": fabric.strategy.precision.precision,
         "python": platform.python_version(),
-        "versions": versions,
-        "commit": git(["git", "rev-parse", "HEAD"]).stdout.strip() or None,
-        "changed": bool(git(["git", "status", "--porcelain", "--", "..", "../../plugin"]).stdout.strip()),
+        "versions": installed(*PACKAGES),
+        "commit": sha,
+        "changed": changed,
     }
-
-
-def cpu_model() -> str:
-    """Return the processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def write_json(path: Path, value: Any) -> None:
