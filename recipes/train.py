@@ -31,7 +31,7 @@ from cifar.checkpoint import CheckpointError, Checkpoints, differences
 from cifar.config import Config, ConfigError, explain, load_config
 from cifar.conversion import choose_thresholds, describe, plain_accuracy, spiking_network
 from cifar.data import Data, DataError, load_data
-from cifar.loggers import LoggerError, Loggers
+from cifar.loggers import LoggerError, Loggers, require
 from cifar.training import Progress, Runtime, Stage, Termination, Trainer, TrainingError, accuracy, seed_of
 from onespike.conversion import ConversionError, SpikingNetwork
 from onespike.conversion.storage import write_atomically
@@ -57,6 +57,7 @@ EXPECTED = (
 
 def run(arguments: argparse.Namespace) -> None:
     """Carry out the stages, each from where it was left."""
+    require(tensorboard=arguments.tensorboard, wandb=arguments.wandb)
     config = load_config(arguments.config, arguments.set)
     settings = outcome.flat(asdict(config))
     name = "-".join(path.stem for path in arguments.config)

@@ -46,6 +46,10 @@ def unbroken(tmp_path_factory):
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "step/s" not in done.stderr, "progress bars must be quiet where there is no terminal"
+    lines = [line for line in done.stdout.splitlines() if " epoch " in line]
+    assert [line.split(":")[0] for line in lines] == ["ANN epoch 1", "ANN epoch 2", "SNN epoch 1", "SNN epoch 2"]
+    assert all("validation_accuracy" in line and "left" in line for line in lines)
+    assert "spikes" in lines[-1]
     return outcome(folder)
 
 
@@ -163,12 +167,17 @@ def test_accumulated_parts_make_the_same_step(monkeypatch, tmp_path):
 
 def test_loggers(monkeypatch, tmp_path):
     short = [*SHORT, "ann.max_steps=1", "snn.max_steps=1"]
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(SystemExit, match=r"--wandb needs Weights & Biases: pip install wandb"):
-        train(monkeypatch, DIGITS, "--out", tmp_path / "none", "--wandb", "project", "--set", *short)
+    for name, arguments in {"wandb": ["--wandb", "project"], "tensorboard": ["--tensorboard"]}.items():
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, name, None)
+            with pytest.raises(SystemExit, match=f"--{name} needs its package: pip install {name}"):
+                train(monkeypatch, DIGITS, "--out", tmp_path / "run", *arguments, "--set", *short)
+        assert not (tmp_path / "run").exists()
     calls = []
 
     class Service:
+        __spec__ = "installed"
+
         @staticmethod
         def init(**settings):
             calls.append(settings)

@@ -1,5 +1,6 @@
 """Where the epochs are written: JSON lines and CSV always, TensorBoard and Weights & Biases when asked for."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,13 @@ class LoggerError(RuntimeError):
     """A logger was asked for whose package is missing."""
 
 
+def require(**asked: object) -> None:
+    """Raise a LoggerError for a package that is asked for and not installed."""
+    for package, wanted in asked.items():
+        if wanted and find_spec(package) is None:
+            raise LoggerError(f"--{package} needs its package: pip install {package}")
+
+
 class Loggers:
     """Write each epoch once, wherever it was asked for; a resumed run writes its earlier epochs again.
 
@@ -18,9 +26,6 @@ class Loggers:
         config: settings of the run, by dotted name.
         tensorboard: write for TensorBoard.
         wandb: project at Weights & Biases, or None.
-
-    Raises:
-        LoggerError: TensorBoard or Weights & Biases is not installed.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], *, tensorboard: bool, wandb: str | None) -> None:
@@ -29,16 +34,12 @@ class Loggers:
         self.tensorboard: Any = None
         self.wandb: Any = None
         if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  (an optional dependency)
-            except ImportError as error:
-                raise LoggerError("--tensorboard needs TensorBoard: pip install tensorboard") from error
+            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  (an optional dependency)
+
             self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=0)
         if wandb is not None:
-            try:
-                import wandb as service  # noqa: PLC0415  (an optional dependency)
-            except ImportError as error:
-                raise LoggerError("--wandb needs Weights & Biases: pip install wandb") from error
+            import wandb as service  # noqa: PLC0415  (an optional dependency)
+
             self.wandb = service.init(project=wandb, name=folder.name, dir=str(folder), config=config)
 
     def write(self, history: list[dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -163,8 +164,18 @@ class Trainer:
                 if position == self.steps_per_epoch - 1 or progress.step == self.total:
                     self.close_epoch(epoch, min(first + settings.batch_size, len(self.data.train)))
                     bar.set_postfix(shortened(progress.history[-1]))
+                    if shown and bar.disable:  # no terminal
+                        print(self.line(), flush=True)
                 self.save_if_due()
         return progress
+
+    def line(self) -> str:
+        """Say how the latest epoch went, for logs."""
+        progress = self.progress
+        entry = progress.history[-1]
+        numbers = ", ".join(f"{name} {value}" for name, value in shortened(entry).items())
+        left = (time.monotonic() - self.started) / progress.step * (self.total - progress.step)
+        return f"{self.stage.name.upper()} epoch {entry['epoch']}: {numbers}; {timedelta(seconds=round(left))} left"
 
     def draw(self, epoch: int) -> Epoch:
         """Draw an epoch's batches and their augmentation."""
