@@ -15,6 +15,7 @@ from typing import Any
 
 import matplotlib
 
+from cifar.results import flat
 from onespike import plots
 
 matplotlib.use("Agg")
@@ -60,6 +61,8 @@ def read_runs(folders: list[Path]) -> list[Row]:
             raise ReportError(f"{folder} holds no finished run: {path.name} cannot be read ({error.strerror})") from error
         except ValueError as error:
             raise ReportError(f"{path} is not JSON: {error}") from error
+        if missing := {"name", "config", "results", "provenance", "seconds"} - set(metrics):
+            raise ReportError(f"{path} is not what a run of recipes/train.py leaves: it lacks {', '.join(sorted(missing))}")
         config = {name: value for name, value in metrics["config"].items() if name != "seed"}
         key, seed = json.dumps(config, sort_keys=True), metrics["config"]["seed"]
         if (key, seed) in seeds:
@@ -69,7 +72,16 @@ def read_runs(folders: list[Path]) -> list[Row]:
         row.results.append(metrics["results"])
         row.provenance.append(metrics["provenance"])
         row.seconds.append(sum(metrics["seconds"].values()))
+    for row, name in [(row, distinct_name(row, list(rows.values()))) for row in rows.values()]:
+        row.name = name
     return list(rows.values())
+
+
+def distinct_name(row: Row, rows: list[Row]) -> str:
+    """Return the row's name, with the settings in which it differs from others of that name."""
+    others = [flat(other.config) for other in rows if other.name == row.name]
+    differing = [f"{key}={value}" for key, value in flat(row.config).items() if any(other[key] != value for other in others)]
+    return f"{row.name} ({', '.join(differing)})" if differing else row.name
 
 
 def spread(values: list[float], digits: int = 2) -> str:
@@ -159,6 +171,13 @@ def energies(row: Row) -> dict[str, Any]:
     return row.results[0]["trained"]["energy"]
 
 
+def ann_energies(rows: list[Row]) -> dict[str, float]:
+    """Return the energy of the ANN, or of each row's own where they differ."""
+    by_row = {f"ANN of {row.name}": energies(row)["int32_45nm"]["paper"]["ann_pj"] for row in rows}
+    values = set(by_row.values())
+    return {"ANN": values.pop()} if len(values) == 1 else by_row
+
+
 def draw(folder: Path, rows: list[Row]) -> None:
     """Write the figures after the paper's Figs. 3 to 5, of each row's first seed."""
     first = {row.name: row.results[0]["trained"] for row in rows}
@@ -167,7 +186,7 @@ def draw(folder: Path, rows: list[Row]) -> None:
         "spikes": lambda ax: spike_bars({name: result["spikes_per_neuron"] for name, result in first.items()}, ax),
         "energy": lambda ax: plots.energy_bars(
             {
-                "ANN": energies(rows[0])["int32_45nm"]["paper"]["ann_pj"],
+                **ann_energies(rows),
                 **{name: result["energy"]["int32_45nm"]["paper"]["snn_pj"] for name, result in first.items()},
             },
             ax=ax,

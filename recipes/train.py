@@ -11,6 +11,7 @@ the end.
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -27,7 +28,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from cifar import results as outcome
-from cifar.checkpoint import CheckpointError, Checkpoints, differences
+from cifar.checkpoint import CheckpointError, Checkpoints, differences, require_one_folder
 from cifar.config import Config, ConfigError, explain, load_config
 from cifar.conversion import choose_thresholds, describe, plain_accuracy, spiking_network
 from cifar.data import Data, DataError, load_data
@@ -62,20 +63,25 @@ def run(arguments: argparse.Namespace) -> None:
     settings = outcome.flat(asdict(config))
     name = "-".join(path.stem for path in arguments.config)
     out: Path = arguments.out or Path("runs") / name
-    ann_kept = ann_checkpoints(arguments.ann, out, settings)
     fabric = make_fabric(arguments.device, config)
-    runtime = Runtime(config, load_once(config, arguments.data_root, fabric), fabric, Termination(), arguments.save_every)
     if fabric.is_global_zero:
-        claim(out, settings, arguments.resume)
+        check_claim(out, settings, arguments.resume)
     fabric.barrier()
     finished = out / "metrics.json"
-    if finished.exists():  # the test set is not read again
+    require_one_folder(fabric, finished.name, finished.exists())
+    if finished.exists():
         fabric.print(outcome.table(json.loads(finished.read_text())["results"], config.T, config.conversion_T))
         return
+    ann_kept = ann_checkpoints(arguments.ann, out, settings)
+    data = load_in_turn(config, arguments.data_root, fabric)
+    if fabric.is_global_zero:
+        claim(out, settings)
+    fabric.barrier()
+    runtime = Runtime(config, data, fabric, Termination(), arguments.save_every)
     loggers = (
         Loggers(out, settings, tensorboard=arguments.tensorboard, wandb=arguments.wandb) if fabric.is_global_zero else None
     )
-    spent = Spent(fabric.device)
+    spent = Spent(fabric)
 
     def log(history: list[dict[str, Any]]) -> None:
         if loggers is not None:
@@ -92,14 +98,13 @@ def run(arguments: argparse.Namespace) -> None:
             "snn",
             config.snn,
             HybridCrossEntropyLoss(label_smoothing=config.snn.label_smoothing),
-            lambda readout: readout.potential,
             partial(describe, validation=runtime.data.validation),
             Checkpoints(out / "snn", settings),
             lambda history: log(ann_progress.history + history),
         )
         snn_progress = Trainer(stage, network, runtime).fit()
     with spent("evaluation"):
-        results = evaluate(ann, conversion, untrained, network, runtime)
+        results = evaluate(out / "results.json", ann, conversion, untrained, network, runtime)
     if loggers is None:
         return
 
@@ -124,8 +129,16 @@ def run(arguments: argparse.Namespace) -> None:
 def ann_checkpoints(other: Path | None, out: Path, settings: dict[str, Any]) -> Checkpoints:
     """Return where the ANN is kept: in this run's folder, or in that of another run."""
     identity = {name: value for name, value in settings.items() if name.split(".")[0] in ANN_SETTINGS}
-    checkpoints = Checkpoints((other or out) / "ann", identity)
-    if other is not None and not checkpoints.paths():
+    own = Checkpoints(out / "ann", identity)
+    begun = (out / "conversion.json").exists()
+    if other is None:
+        if begun and not own.paths():
+            raise CheckpointError(f"{out} was begun with the ANN of another run: name that run again by --ann")
+        return own
+    if own.paths() and begun:
+        raise CheckpointError(f"{out} was begun with an ANN of its own: go on without --ann")
+    checkpoints = Checkpoints(other / "ann", identity)
+    if not checkpoints.paths():
         raise CheckpointError(
             f"--ann must be the folder of a run that trained its ANN, got {other} without {checkpoints.folder}"
         )
@@ -142,7 +155,7 @@ def train_ann(
     ann = vgg(config.model, runtime.data.classes, **sizes)
     ann.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
     loss = nn.CrossEntropyLoss(label_smoothing=config.ann.label_smoothing)
-    stage = Stage("ann", config.ann, loss, lambda logits: logits, lambda _: {}, checkpoints, log)
+    stage = Stage("ann", config.ann, loss, lambda _: {}, checkpoints, log)
     trainer = Trainer(stage, ann, runtime)
     if borrowed and trainer.progress.step < trainer.total:
         taken = f"{trainer.progress.step} of {trainer.total} steps taken"
@@ -151,34 +164,47 @@ def train_ann(
 
 
 def evaluate(
-    ann: nn.Module, conversion: dict[str, Any], untrained: SpikingNetwork, trained: SpikingNetwork, runtime: Runtime
+    path: Path,
+    ann: nn.Module,
+    conversion: dict[str, Any],
+    untrained: SpikingNetwork,
+    trained: SpikingNetwork,
+    runtime: Runtime,
 ) -> dict[str, Any]:
-    """Read the test set."""
+    """Read the test set, once: the results are kept in the file `path`, and read from there where they were found before."""
     config, test, fabric = runtime.config, runtime.data.test, runtime.fabric
-    results: dict[str, Any] = {"ann": {"accuracy": accuracy(ann, test, lambda logits: logits, fabric)}}
+    found = path.exists()
+    require_one_folder(fabric, path.name, found)
+    if found:
+        return json.loads(path.read_text())
+    results: dict[str, Any] = {"ann": {"accuracy": accuracy(ann, test, fabric)}}
     if config.conversion_images:
         results["plain"] = {"accuracy": plain_accuracy(ann, conversion, runtime)}
     for name, network in (("converted", untrained), ("trained", trained)):
         results[name] = outcome.evaluate(network, test, fabric, config.activity_images)
+    if fabric.is_global_zero:
+        outcome.write_json(path, results)
     return results
 
 
 class Spent:
-    """Wall time and, where the driver counts it, the GPU's energy, by stage."""
+    """Wall time and, where the driver counts it, the energy of the GPUs of all processes, by stage."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, fabric: Fabric) -> None:
+        self.fabric = fabric
         self.seconds: dict[str, float] = {}
         self.joules: dict[str, float | None] = {}
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         """Measure what is done inside."""
-        started, joules = time.monotonic(), outcome.joules_used(self.device)
+        device = self.fabric.device
+        started, before = time.monotonic(), outcome.joules_used(device)
         yield
         self.seconds[stage] = time.monotonic() - started
-        used = outcome.joules_used(self.device)
-        self.joules[stage] = None if joules is None or used is None else used - joules
+        used = torch.tensor(outcome.joules_used(device) - before, device=device, dtype=torch.float64)
+        joules = self.fabric.all_reduce(used, reduce_op="sum").item()  # NaN where one of them is not counted
+        self.joules[stage] = None if math.isnan(joules) else joules
 
 
 def make_fabric(device: str, config: Config) -> Fabric:
@@ -191,6 +217,8 @@ def make_fabric(device: str, config: Config) -> Fabric:
     precision: Any = config.precision
     if precision == "auto":
         precision = "bf16-mixed" if has_bf16_units(device) else "32-true"
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "WORLD_SIZE" not in os.environ:
+        raise ConfigError("srun must start torchrun, once on each node: several tasks of train.py do not know each other")
     processes, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     fabric = Fabric(
         accelerator=device,
@@ -200,6 +228,8 @@ def make_fabric(device: str, config: Config) -> Fabric:
         precision=precision,
     )
     fabric.launch()
+    torch.backends.cudnn.deterministic = True  # so that a run can go on to the last bit
+    torch.backends.cudnn.allow_tf32 = False  # so that evaluation in full precision is that
     return fabric
 
 
@@ -210,25 +240,35 @@ def has_bf16_units(device: str) -> bool:
     return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
 
 
-def load_once(config: Config, root: Path, fabric: Fabric) -> Data:
-    """Load the data, on one process first, which may have to download them."""
-    if fabric.local_rank == 0:
-        data = load_data(config, root, fabric.device)
-    fabric.barrier()
-    return data if fabric.local_rank == 0 else load_data(config, root, fabric.device)
+def load_in_turn(config: Config, root: Path, fabric: Fabric) -> Data:
+    """Load the data: first one process, then one on each machine, then the others, as they may have to be downloaded."""
+    own = 0 if fabric.is_global_zero else 1 if fabric.local_rank == 0 else 2
+    for turn in range(3):
+        if turn == own:
+            data = load_data(config, root, fabric.device)
+        fabric.barrier()
+    return data
 
 
-def claim(out: Path, settings: dict[str, Any], resume: bool) -> None:
-    """Make the run's folder, or make sure that the run in it is this one."""
+def check_claim(out: Path, settings: dict[str, Any], resume: bool) -> None:
+    """Make sure that the run in the folder, if there is one, is this one."""
     path = out / "config.yaml"
-    if not path.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, OmegaConf.to_yaml(OmegaConf.create(settings)).encode())
+    if not path.exists() or list(out.iterdir()) == [path]:  # it ended before it began
         return
     if not resume:
         raise CheckpointError(f"{out} holds a run already: --resume goes on with it, --out names another folder")
-    if different := differences(OmegaConf.to_container(OmegaConf.load(path)), settings):  # type: ignore[arg-type]
+    try:
+        before: Any = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception as error:  # YAML's errors have no common base that OmegaConf exports
+        raise CheckpointError(f"{path} is damaged, and with it what the run's settings were: {error}") from error
+    if different := differences(before, settings):
         raise CheckpointError(f"{path} has other settings than this run: {different}; --out names another folder")
+
+
+def claim(out: Path, settings: dict[str, Any]) -> None:
+    """Make the run's folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)).encode())
 
 
 def parse_arguments() -> argparse.Namespace:

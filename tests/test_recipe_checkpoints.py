@@ -11,7 +11,7 @@ import pytest
 import torch
 from recipe_runs import RECIPES
 
-from cifar.checkpoint import CheckpointError, Checkpoints
+from cifar.checkpoint import CheckpointError, Checkpoints, require_one_folder
 
 
 def test_two_checkpoints_are_kept_and_the_latest_is_read(tmp_path):
@@ -38,6 +38,28 @@ def test_a_foreign_checkpoint_is_named(tmp_path):
     Checkpoints(tmp_path, {"seed": 1, "T": 5}).save(1, {})
     with pytest.raises(CheckpointError, match="was made with other settings: seed: 1 -> 2"):
         Checkpoints(tmp_path, {"seed": 2, "T": 5}).load(torch.device("cpu"))
+
+
+def test_a_renamed_checkpoint_is_named(tmp_path):
+    checkpoints = Checkpoints(tmp_path, {})
+    checkpoints.save(1, {}).rename(tmp_path / "step-1.pt")
+    with pytest.raises(CheckpointError, match=r"step-1.pt was renamed: give it back"):
+        checkpoints.load(torch.device("cpu"))
+
+
+def test_processes_that_see_different_folders_are_told():
+    class Fabric:
+        device = torch.device("cpu")
+
+        @staticmethod
+        def all_gather(found):
+            return torch.stack([found, torch.tensor(7)])
+
+    require_one_folder(Fabric, "the step of ann", 7)
+    with pytest.raises(
+        CheckpointError, match=r"--out must be one folder that all processes see, got the step of ann = \[5, 7\] by process"
+    ):
+        require_one_folder(Fabric, "the step of ann", 5)
 
 
 def test_a_full_disk_keeps_the_earlier_checkpoint(tmp_path, monkeypatch):

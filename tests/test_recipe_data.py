@@ -51,9 +51,23 @@ def test_every_image_is_in_one_part():
     parts = [split.plain(slice(0, None))[0] for split in (data.train, data.validation, data.test)]
     assert [len(part) for part in parts] == [1300, 137, 360]
     assert len(load_data(load_config([DIGITS], ["test_images=7"]), Path("nowhere"), torch.device("cpu")).test) == 7
-    whole = Split(torch.cat([images for images, _ in read_digits()]), torch.zeros(1797), data.mean, data.std)
-    prints = [x.flatten(1).double().mv(torch.arange(3072).double()) for x in (torch.cat(parts), whole.plain(slice(0, None))[0])]
-    torch.testing.assert_close(prints[0].sort().values, prints[1].sort().values)
+    whole = Split(*(torch.cat(both) for both in zip(*read_digits(), strict=True)), data.mean, data.std)
+    labels = torch.cat([split.plain(slice(0, None))[1] for split in (data.train, data.validation, data.test)])
+    found, expected = (
+        sorted(zip(x.flatten(1).double().mv(torch.arange(3072).double()).tolist(), y.tolist(), strict=True))
+        for x, y in ((torch.cat(parts), labels), whole.plain(slice(0, None)))
+    )
+    assert found == expected, "each image with its label"
+    assert (data.train.crop, data.validation.crop, data.test.crop) == (4, 0, 0)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_batches_are_laid_out_as_asked(channels_last):
+    data = load_data(load_config([DIGITS], [f"channels_last={channels_last}"]), Path("nowhere"), torch.device("cpu"))
+    epoch = Epoch.draw(1300, torch.Generator().manual_seed(0), crop=4, flip=True)
+    for x in (data.train.augmented(epoch.take(slice(0, 5)))[0], data.test.plain(slice(0, 5))[0]):
+        assert x.is_contiguous(memory_format=torch.channels_last) == channels_last
+        assert x.is_contiguous() != channels_last
 
 
 def test_a_split_that_takes_all_images_is_named():

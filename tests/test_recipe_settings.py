@@ -33,11 +33,23 @@ def test_settings_are_read_typed_and_layered(tmp_path):
         ("snn.milestones=[3,2]", r"snn.milestones must be rising epochs >= 0, got \[3.0, 2.0\]"),
         ("snn=4", "--set: settings: Merge error"),
         ("T", "--set takes key=value, got 'T'"),
+        ("T=${foo}", "settings: Interpolation key 'foo' not found"),
+        ("ann.lr=inf", "ann.lr must be > 0 and finite, got inf"),
+        ("crop=32", r"crop must be in \[0, 31\], got 32"),
     ],
 )
 def test_bad_settings_are_named(pair, message):
     with pytest.raises(ConfigError, match=message):
         load_config([DIGITS], [pair])
+
+
+def test_spikes_alone_need_a_second_step():
+    with pytest.raises(ConfigError, match="T must be >= 2 for encoder=temporal, whose first spike comes at t = 2, got 1"):
+        load_config([DIGITS], ["encoder=temporal", "T=1"])
+
+
+def test_off_is_a_name():
+    assert load_config([DIGITS], ["time_gradient=off"]).time_gradient == "off"
 
 
 def test_bad_files_are_named(tmp_path):
@@ -60,6 +72,8 @@ def test_help_explains_every_setting():
     for name, entry in named_settings(Config):
         assert entry.metadata["help"]
         assert name.rpartition(".")[2] in told
+    assert "(default ann 0.01, snn 0.0001)" in told
+    assert "(default ann sgd, snn adam)" in told
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)

@@ -1,5 +1,6 @@
 """The report of finished runs."""
 
+import json
 import runpy
 import sys
 
@@ -37,8 +38,28 @@ def test_seeds_share_a_row(monkeypatch, tmp_path, capsys):
         report(monkeypatch, folders[0], folders[0], "--out", tmp_path / "report")
 
 
+def test_runs_of_one_name_are_told_apart(monkeypatch, tmp_path, capsys):
+    train(monkeypatch, DIGITS, "--out", tmp_path / "a", "--set", *STEPS)
+    metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    metrics["config"]["T"], metrics["config"]["snn"]["lr"] = 7, 0.25
+    metrics["results"]["trained"]["energy"]["int32_45nm"]["paper"]["ann_pj"] *= 2
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "metrics.json").write_text(json.dumps(metrics))
+    script = runpy.run_path(str(RECIPES / "report.py"))
+    rows = script["read_runs"]([tmp_path / "a", tmp_path / "b"])
+    assert [row.name for row in rows] == ["digits (T=5, snn.lr=0.001)", "digits (T=7, snn.lr=0.25)"]
+    energies = script["ann_energies"](rows)
+    assert list(energies) == [f"ANN of {row.name}" for row in rows]
+    assert list(script["ann_energies"](rows[:1])) == ["ANN"]
+    report(monkeypatch, tmp_path / "a", tmp_path / "b", "--out", tmp_path / "report")
+    assert "| digits (T=7, snn.lr=0.25) | 1 |" in capsys.readouterr().out
+
+
 def test_unfinished_runs_are_named(monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match=r"holds no finished run: metrics.json cannot be read"):
+        report(monkeypatch, tmp_path)
+    (tmp_path / "metrics.json").write_text("{}")
+    with pytest.raises(SystemExit, match=r"is not what a run of recipes/train.py leaves: it lacks config, name, prov"):
         report(monkeypatch, tmp_path)
     (tmp_path / "metrics.json").write_text("{")
     with pytest.raises(SystemExit, match=r"metrics.json is not JSON"):

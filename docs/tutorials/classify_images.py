@@ -10,9 +10,6 @@ Lines that start with "# %%" begin cells, for editors that run scripts as notebo
 import argparse
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 from PIL import Image
@@ -31,7 +28,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("images", nargs="*", type=Path, help="image files; none takes test images of CIFAR-10")
 parser.add_argument("--data-root", type=Path, default=Path("data"), help="folder of CIFAR-10 (default %(default)s)")
 parser.add_argument("--out", type=Path, default=Path("classified.png"), help="the figure (default %(default)s)")
-arguments = parser.parse_args()
+arguments, _ = parser.parse_known_args()  # a notebook has arguments of its own
 
 if arguments.images:
     pictures = [Image.open(path).convert("RGB") for path in arguments.images]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric import Fabric
 
 from onespike.conversion.storage import write_atomically
 
@@ -57,11 +58,8 @@ class Checkpoints:
                 stale.unlink()
             write_atomically(path, content)
         except OSError as error:
-            last = self.paths()[-1:]
-            kept = f"{last[0]} is the last good checkpoint" if last else "there is no earlier checkpoint"
-            raise CheckpointError(
-                f"{path}, of {len(content) / 2**20:.0f} MiB, cannot be written: {error.strerror}; {kept}"
-            ) from error
+            size = f"{len(content) / 2**20:.0f} MiB"
+            raise CheckpointError(f"{path}, of {size}, cannot be written: {error.strerror}; {self.last()}") from error
         for old in [other for other in self.paths() if other != path][: -(KEPT - 1)]:
             old.unlink()
         return path
@@ -70,8 +68,10 @@ class Checkpoints:
         """Return the state of the latest checkpoint, or None where there is none.
 
         Raises:
-            CheckpointError: it was truncated or altered, or other settings made it.
+            CheckpointError: it was truncated, altered or renamed, or other settings made it.
         """
+        if renamed := sorted(set(self.folder.glob("step-*.pt")) - set(self.paths())):
+            raise CheckpointError(f"{renamed[0]} was renamed: give it back the name that it was saved by, or delete it")
         paths = self.paths()
         if not paths:
             return None
@@ -93,9 +93,20 @@ class Checkpoints:
         """Return the step of the latest checkpoint, or None where there is none."""
         return int(self.paths()[-1].name[5:13]) if self.paths() else None
 
+    def last(self) -> str:
+        """Say what is left when something has gone wrong."""
+        return f"{self.paths()[-1]} is the last good checkpoint" if self.paths() else "there is no checkpoint yet"
+
     def paths(self) -> list[Path]:
         """Return the checkpoints, latest last."""
         return sorted(path for path in self.folder.glob("step-*.pt") if NAME.fullmatch(path.name))
+
+
+def require_one_folder(fabric: Fabric, what: str, found: int) -> None:
+    """Wait until all processes have looked; raise a CheckpointError on all of them unless they found the same."""
+    everywhere = fabric.all_gather(torch.tensor(found, device=fabric.device)).flatten().tolist()
+    if len(set(everywhere)) > 1:
+        raise CheckpointError(f"--out must be one folder that all processes see, got {what} = {everywhere} by process")
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -30,7 +31,7 @@ class Training:
     epochs: int = option(200, "passes over the training split; 0 leaves the network as it is")
     batch_size: int = option(64, "images per optimiser step, over all processes and accumulated parts")
     accumulate: int = option(1, "parts in which a batch is computed, to save memory")
-    optimizer: Literal["sgd", "adam"] = option("sgd", "SGD with Nesterov momentum, or Adam")
+    optimizer: Literal["sgd", "adam"] = option("sgd", "SGD with Nesterov momentum, or Adam (with decoupled weight decay)")
     lr: float = option(0.01, "learning rate at its highest")
     neuron_lr: float = option(1.0, "factor on the learning rate of leaks and thresholds")
     momentum: float = option(0.9, "of SGD")
@@ -110,10 +111,11 @@ RANGES: dict[str, tuple[str, Any]] = {
         (">= 1", lambda value: value >= 1),
     ),
     **dict.fromkeys(
-        ("crop", "seed", "max_steps", "conversion_images", "epochs", "weight_decay", "warmup", "clip", "neuron_lr"),
+        ("seed", "max_steps", "conversion_images", "epochs", "weight_decay", "warmup", "clip", "neuron_lr"),
         (">= 0", lambda value: value >= 0),
     ),
-    **dict.fromkeys(("width", "gamma", "beta", "lr"), ("> 0", lambda value: value > 0)),
+    "crop": ("in [0, 31]", lambda value: 0 <= value <= 31),
+    **dict.fromkeys(("width", "gamma", "beta", "lr"), ("> 0 and finite", lambda value: 0 < value < inf)),
     **dict.fromkeys(("dropout", "fc_dropout", "snn_dropout", "momentum"), ("in [0, 1)", lambda value: 0 <= value < 1)),
     **dict.fromkeys(("leak", "decay", "label_smoothing"), ("in [0, 1]", lambda value: 0 <= value <= 1)),
     "percentile": ("in (0, 100]", lambda value: 0 < value <= 100),
@@ -141,15 +143,22 @@ def load_config(paths: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
     layers = [layer for path in paths for layer in read_files(path)]
     merged = OmegaConf.structured(Config)
     for origin, layer in [*layers, ("--set", OmegaConf.from_dotlist(list(overrides)))]:
+        if layer.get("time_gradient") is False:  # YAML reads off as a truth value
+            layer.time_gradient = "off"
         try:
             merged = OmegaConf.merge(merged, layer)
         except ConfigKeyError as error:
             raise ConfigError(f"{origin}: unknown setting {error.full_key}{suggestion(error.full_key)}") from error
         except OmegaConfBaseException as error:
             raise ConfigError(f"{origin}: {error.full_key or 'settings'}: {str(error).splitlines()[0]}") from error
-    config = OmegaConf.to_object(merged)
+    try:
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"settings: {str(error).splitlines()[0]}") from error
     assert isinstance(config, Config)
     check("", config)
+    if config.encoder == "temporal" and config.T == 1:
+        raise ConfigError("T must be >= 2 for encoder=temporal, whose first spike comes at t = 2, got 1")
     return config
 
 
@@ -210,7 +219,7 @@ def check(prefix: str, section: Any) -> None:
 
 def explain() -> str:
     """Return every setting with its default and meaning, for `--help`."""
-    lines = []
+    lines, paper = [], Config()
     for section, title in ((Config, "settings (--set key=value)"), (Training, "settings of ann and snn (--set snn.key=value)")):
         types = get_type_hints(section)
         lines.append(f"{title}:")
@@ -218,7 +227,11 @@ def explain() -> str:
             if is_dataclass(types[entry.name]):
                 lines.append(f"  {entry.name:<20}{entry.metadata['help']}")
                 continue
-            default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
+            default = (
+                getattr(paper, entry.name)
+                if section is Config
+                else f"ann {getattr(paper.ann, entry.name)}, snn {getattr(paper.snn, entry.name)}"
+            )
             choices = get_args(types[entry.name]) if "Literal" in str(types[entry.name]) else ()
             allowed = f" [{', '.join(map(str, choices))}]" if choices else ""
             lines.append(f"  {entry.name:<20}{entry.metadata['help']}{allowed} (default {default})")

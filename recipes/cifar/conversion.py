@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from cifar.checkpoint import require_one_folder
 from cifar.config import Config
 from cifar.data import Data, Split
 from cifar.results import watch, write_json
@@ -26,7 +27,7 @@ def choose_thresholds(path: Path, ann: nn.Module, runtime: Runtime) -> dict[str,
     """
     config, data, fabric = runtime.config, runtime.data, runtime.fabric
     found = path.exists()
-    fabric.barrier()  # no process writes the file before all have looked
+    require_one_folder(fabric, path.name, found)
     if found:
         return json.loads(path.read_text())
     ann.eval()
@@ -35,7 +36,7 @@ def choose_thresholds(path: Path, ann: nn.Module, runtime: Runtime) -> dict[str,
     accuracies = {}
     for scale in config.threshold_scales:
         network = spiking_network(ann, {"thresholds": thresholds, "scale": scale}, data, config)
-        accuracies[scale] = accuracy(network, data.validation, lambda readout: readout.potential, fabric)
+        accuracies[scale] = accuracy(network, data.validation, fabric)
     choice = {
         "thresholds": thresholds,
         "scale": max(accuracies, key=lambda scale: accuracies[scale]),
@@ -99,7 +100,7 @@ def plain_accuracy(ann: nn.Module, conversion: dict[str, Any], runtime: Runtime)
     )
     batch_size = max(1, IMAGES_TIMES_STEPS // config.conversion_T)
     test = data.test.head(config.conversion_images)
-    return accuracy(network, test, lambda readout: readout.potential, runtime.fabric, batch_size)
+    return accuracy(network, test, runtime.fabric, batch_size)
 
 
 def describe(network: SpikingNetwork, validation: Split) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def rate(settings: Training, step: int, steps_per_epoch: int, planned: int) -> f
     """Return the factor on the learning rate at a step."""
     epoch = step / steps_per_epoch
     if epoch < settings.warmup:
-        return (step + 1) / (settings.warmup * steps_per_epoch)
+        return min(1.0, (step + 1) / (settings.warmup * steps_per_epoch))
     if settings.schedule == "cosine":
         warmup = settings.warmup * steps_per_epoch
         return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / (planned - warmup))

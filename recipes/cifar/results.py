@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import platform
 from collections.abc import Callable
 from dataclasses import asdict
@@ -15,7 +16,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from cifar.data import STATISTICS, Split
+from cifar.data import CLASSES, STATISTICS, Split
 from cifar.provenance import commit, cpu_model, installed
 from cifar.training import EVALUATION_BATCH
 from onespike import plots
@@ -67,20 +68,20 @@ def watch(network: SpikingNetwork, split: Split, images: int) -> SpikingActivity
     return activity
 
 
-def joules_used(device: torch.device) -> float | None:
-    """Return the energy that a GPU has used since its driver started, in joules, or None where none is counted."""
+def joules_used(device: torch.device) -> float:
+    """Return the energy that a GPU has used since its driver started, in joules, or NaN where none is counted."""
     if device.type != "cuda":
-        return None
+        return math.nan
     try:
         import pynvml  # noqa: PLC0415  (an optional dependency)
     except ImportError:
-        return None
+        return math.nan
     try:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
         return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
     except pynvml.NVMLError:  # an old GPU, or a driver that keeps it to itself
-        return None
+        return math.nan
 
 
 def provenance(fabric: Fabric) -> dict[str, Any]:
@@ -173,7 +174,7 @@ def model_card(metrics: dict[str, Any]) -> str:
             f"- Input: images [N, 3, 32, 32] in [0, 1], normalised by mean {mean} and standard deviation {std}.",
             f"- Data: the training images of {config['dataset']}, {config['validation']} of them held out for choices. "
             "The test set was read once.",
-            "- For research: it knows its ten or hundred classes and nothing else; no shift of the images was tested.",
+            f"- For research: it knows {CLASSES[config['dataset']]} classes and nothing else; shifted images were not tried.",
             f"- {minutes:.0f} minutes on {source['device']}, {source['threads']} threads, {source['precision']}; {versions}; "
             f"commit {source['commit']}.",
             "- Licence of the weights: Apache-2.0.",

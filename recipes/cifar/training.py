@@ -19,7 +19,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cifar.checkpoint import Checkpoints
+from cifar.checkpoint import CheckpointError, Checkpoints, require_one_folder
 from cifar.config import Config, Training
 from cifar.data import Data, Epoch, Split
 from cifar.optimizer import STATES, make_optimizer, rate
@@ -50,12 +50,14 @@ class Termination:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Only note the signal inside; `requested` tells."""
+        """Only note the signal inside, where `requested` tells; after it, end the process if it came too late to be seen."""
         self._deferred = True
         try:
             yield
         finally:
             self._deferred = False
+        if self.requested:
+            raise SystemExit(TERMINATED)
 
 
 @dataclass
@@ -77,7 +79,6 @@ class Stage:
         name: "ann" or "snn".
         settings: how to train.
         loss: maps (output, target) to the mean over a batch.
-        logits: takes [N, K] from an output.
         describe: what else an epoch's line of the history should say about the network.
         checkpoints: where the stage is kept.
         log: is called with the history when it has grown.
@@ -86,7 +87,6 @@ class Stage:
     name: str
     settings: Training
     loss: Callable[[Any, Tensor], Tensor]
-    logits: Callable[[Any], Tensor]
     describe: Callable[[Any], dict[str, Any]]
     checkpoints: Checkpoints
     log: Callable[[list[dict[str, Any]]], None]
@@ -128,6 +128,7 @@ class Trainer:
         self.total = self.planned if limit is None else min(self.planned, limit)
         optimizer = make_optimizer(network, stage.settings)
         self.progress = Progress()
+        self.saved_step = -1
         saved = stage.checkpoints.load(self.fabric.device)
         if saved is None and self.fabric.is_global_zero:
             weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
@@ -136,8 +137,10 @@ class Trainer:
             network.load_state_dict(saved["network"])
             optimizer.load_state_dict(saved["optimizer"])
             self.progress = Progress(**saved["progress"])
-        self.loss = torch.tensor(self.progress.loss, device=self.fabric.device, dtype=torch.float64)
-        self.hits = torch.tensor(self.progress.hits, device=self.fabric.device, dtype=torch.float64)
+            self.saved_step = self.progress.step
+        require_one_folder(self.fabric, f"the step of {stage.name}", self.saved_step)
+        sums = [self.progress.loss, self.progress.hits] if self.fabric.is_global_zero else [0, 0]
+        self.loss, self.hits = torch.tensor(sums, device=self.fabric.device, dtype=torch.float64)
         self.model, self.optimizer = self.fabric.setup(torch.compile(network) if runtime.config.compile else network, optimizer)
         self.started = time.monotonic() - self.progress.seconds
         self.saved_at = -math.inf if saved is None else time.monotonic()
@@ -187,24 +190,24 @@ class Trainer:
         """Take one optimiser step with this process's share of a batch."""
         stage, settings, fabric = self.stage, self.stage.settings, self.fabric
         torch.manual_seed(seed_of(self.runtime.config.seed, stage.name, "step", self.progress.step, fabric.global_rank))
-        factor = settings.lr * rate(settings, self.progress.step, self.steps_per_epoch, self.planned)
+        lr = settings.lr * rate(settings, self.progress.step, self.steps_per_epoch, self.planned)
         for group in self.optimizer.param_groups:
-            group["lr"] = factor * group["factor"]
+            group["lr"] = lr * group["factor"]
         own = batch.take(slice(fabric.global_rank, None, fabric.world_size))
         size = max(1, -(-len(own.index) // settings.accumulate))
         for part in range(settings.accumulate):
             x, y = self.data.train.augmented(own.take(slice(part * size, (part + 1) * size)))
             with fabric.no_backward_sync(self.model, enabled=part < settings.accumulate - 1):
                 output = self.model(x)
-                logits = stage.logits(output)
-                # A share can be empty, and the mean over it is not defined.
-                loss = stage.loss(output, y) if len(y) else logits.sum() * 0
+                # A share can be empty, and the mean over it is not defined; DDP wants a gradient for every parameter.
+                loss = stage.loss(output, y) if len(y) else sum(part.sum() for part in parts(output)) * 0
                 # Gradients are averaged over the processes, whatever their shares.
                 fabric.backward(loss * (len(y) * fabric.world_size / len(batch.index)))
             self.loss += loss.detach() * len(y)
-            self.hits += (logits.detach().argmax(1) == y).sum()
+            self.hits += (parts(output)[0].detach().argmax(1) == y).sum()
         if settings.clip:
-            fabric.clip_gradients(self.model, self.optimizer, max_norm=settings.clip)
+            # NaN is looked for with the loss, without making a GPU wait.
+            fabric.clip_gradients(self.model, self.optimizer, max_norm=settings.clip, error_if_nonfinite=False)
         self.optimizer.step()
         self.optimizer.zero_grad()
         project_net(self.network)
@@ -214,7 +217,8 @@ class Trainer:
 
     def looks(self) -> bool:
         """Whether it is time to look at numbers on the device and at other processes, which makes them wait."""
-        return self.fabric.device.type == "cpu" or self.progress.step % LOOK_EVERY == 0
+        step = self.progress.step
+        return self.fabric.device.type == "cpu" or step % LOOK_EVERY == 0 or step == self.total
 
     def close_epoch(self, epoch: int, seen: int) -> None:
         """Add an epoch, over `seen` images, to the history."""
@@ -225,7 +229,7 @@ class Trainer:
             "lr": settings.lr * rate(settings, self.progress.step - 1, self.steps_per_epoch, self.planned),
             "loss": fabric.all_reduce(self.loss, reduce_op="sum").item() / seen,
             "training_accuracy": 100 * fabric.all_reduce(self.hits, reduce_op="sum").item() / seen,
-            "validation_accuracy": accuracy(self.network, self.data.validation, stage.logits, fabric),
+            "validation_accuracy": accuracy(self.network, self.data.validation, fabric),
             **stage.describe(self.network),
             "seconds": time.monotonic() - self.started,
         }
@@ -233,17 +237,23 @@ class Trainer:
         self.loss.zero_()
         self.hits.zero_()
         self.progress.history.append(entry)
-        stage.log(self.progress.history)
+        try:
+            stage.log(self.progress.history)
+        except OSError as error:
+            lost = f"{error.filename} cannot be written: {error.strerror}"
+            raise CheckpointError(f"{lost}; {stage.checkpoints.last()}") from error
 
     def save_if_due(self) -> None:
         """Save a checkpoint when it is time to; end the process if a signal asked for it."""
+        if not self.looks():
+            return
         fabric, progress = self.fabric, self.progress
+        due = progress.step == self.total or time.monotonic() - self.saved_at > self.runtime.save_every
         stopping = self.runtime.termination.requested
-        if fabric.world_size > 1:  # all processes have to stop after the same step
-            asked = torch.tensor(float(stopping), device=fabric.device)
-            stopping = self.looks() and fabric.all_reduce(asked, reduce_op="sum").item() > 0
-        done = progress.step == self.total
-        if fabric.is_global_zero and (stopping or done or time.monotonic() - self.saved_at > self.runtime.save_every):
+        if fabric.world_size > 1:  # all processes have to do the same after the same step
+            asked = torch.tensor([due, stopping], dtype=torch.float32, device=fabric.device)
+            due, stopping = (fabric.all_reduce(asked, reduce_op="sum") > 0).tolist()
+        if due or stopping:
             self.save()
         if stopping:
             fabric.print(f"stopped by SIGTERM after step {progress.step} of {self.stage.name}: --resume goes on from there")
@@ -251,22 +261,24 @@ class Trainer:
 
     def save(self) -> None:
         """Save a checkpoint, unless this step's is there already."""
-        progress, checkpoints = self.progress, self.stage.checkpoints
-        if checkpoints.step() == progress.step:
+        progress = self.progress
+        self.saved_at = time.monotonic()
+        if self.saved_step == progress.step:
             return
         self.require_finite_loss()
         broken = [name for name, parameter in self.network.named_parameters() if not parameter.isfinite().all()]
         if broken:
             raise TrainingError(self.not_finite(f"the weights {', '.join(broken)}"))
         progress.seconds = time.monotonic() - self.started
-        progress.loss, progress.hits = self.loss.item(), self.hits.item()
-        state = {
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "progress": asdict(progress),
-        }
-        checkpoints.save(progress.step, state)
-        self.saved_at = time.monotonic()
+        progress.loss, progress.hits = self.fabric.all_reduce(torch.stack([self.loss, self.hits]), reduce_op="sum").tolist()
+        if self.fabric.is_global_zero:
+            state = {
+                "network": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "progress": asdict(progress),
+            }
+            self.stage.checkpoints.save(progress.step, state)
+        self.saved_step = progress.step
 
     def require_finite_loss(self) -> None:
         """Raise a TrainingError unless the losses so far are finite."""
@@ -275,10 +287,9 @@ class Trainer:
 
     def not_finite(self, what: str) -> str:
         """Say what became NaN or infinite, and what to do."""
-        last = self.stage.checkpoints.paths()[-1:]
-        good = f"{last[0]} is the last good checkpoint" if last else "there is no checkpoint yet"
         name = self.stage.name
-        return f"{what} became NaN or infinite by step {self.progress.step}: {good}; lower {name}.lr or set {name}.clip"
+        when = f"{what} became NaN or infinite by step {self.progress.step}"
+        return f"{when}: {self.stage.checkpoints.last()}; lower {name}.lr or set {name}.clip"
 
 
 def shortened(entry: dict[str, Any]) -> dict[str, str]:
@@ -291,14 +302,17 @@ def seed_of(*parts: Any) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
+def parts(output: Any) -> tuple[Tensor, ...]:
+    """Return the tensors that a network puts out, the logits or potentials [N, K] first."""
+    return output if isinstance(output, tuple) else (output,)
+
+
 @torch.no_grad()
-def accuracy(
-    network: nn.Module, split: Split, logits: Callable[[Any], Tensor], fabric: Fabric, batch_size: int = EVALUATION_BATCH
-) -> float:
+def accuracy(network: nn.Module, split: Split, fabric: Fabric, batch_size: int = EVALUATION_BATCH) -> float:
     """Return the share of hits in percent, in full precision, every image counted once over all processes."""
     network.eval()
     hits = torch.zeros((), device=fabric.device, dtype=torch.float64)
     for first in range(fabric.global_rank * batch_size, len(split), fabric.world_size * batch_size):
         x, y = split.plain(slice(first, first + batch_size))
-        hits += (logits(network(x)).argmax(1) == y).sum()
+        hits += (parts(network(x))[0].argmax(1) == y).sum()
     return 100 * fabric.all_reduce(hits, reduce_op="sum").item() / len(split)
