@@ -89,10 +89,6 @@ class Checkpoints:
             raise CheckpointError(f"{path} was made with other settings: {different}")
         return document["state"]
 
-    def step(self) -> int | None:
-        """Return the step of the latest checkpoint, or None where there is none."""
-        return int(self.paths()[-1].name[5:13]) if self.paths() else None
-
     def last(self) -> str:
         """Say what is left when something has gone wrong."""
         return f"{self.paths()[-1]} is the last good checkpoint" if self.paths() else "there is no checkpoint yet"

@@ -200,7 +200,7 @@ class Trainer:
             with fabric.no_backward_sync(self.model, enabled=part < settings.accumulate - 1):
                 output = self.model(x)
                 # A share can be empty, and the mean over it is not defined; DDP wants a gradient for every parameter.
-                loss = stage.loss(output, y) if len(y) else sum(part.sum() for part in parts(output)) * 0
+                loss = stage.loss(output, y) if len(y) else sum(tensor.sum() for tensor in parts(output)) * 0
                 # Gradients are averaged over the processes, whatever their shares.
                 fabric.backward(loss * (len(y) * fabric.world_size / len(batch.index)))
             self.loss += loss.detach() * len(y)
