@@ -11,12 +11,9 @@ the end.
 
 import argparse
 import json
-import math
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -33,7 +30,9 @@ from cifar.config import Config, ConfigError, explain, load_config
 from cifar.conversion import choose_thresholds, describe, plain_accuracy, spiking_network
 from cifar.data import Data, DataError, load_data
 from cifar.loggers import LoggerError, Loggers, require
-from cifar.training import Progress, Runtime, Stage, Termination, Trainer, TrainingError, accuracy, seed_of
+from cifar.spent import Spent
+from cifar.termination import Termination
+from cifar.training import Progress, Runtime, Stage, Trainer, TrainingError, accuracy, seed_of
 from onespike.conversion import ConversionError, SpikingNetwork
 from onespike.conversion.storage import write_atomically
 from onespike.functional import BackendUnavailableError
@@ -185,26 +184,6 @@ def evaluate(
     if fabric.is_global_zero:
         outcome.write_json(path, results)
     return results
-
-
-class Spent:
-    """Wall time and, where the driver counts it, the energy of the GPUs of all processes, by stage."""
-
-    def __init__(self, fabric: Fabric) -> None:
-        self.fabric = fabric
-        self.seconds: dict[str, float] = {}
-        self.joules: dict[str, float | None] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Measure what is done inside."""
-        device = self.fabric.device
-        started, before = time.monotonic(), outcome.joules_used(device)
-        yield
-        self.seconds[stage] = time.monotonic() - started
-        used = torch.tensor(outcome.joules_used(device) - before, device=device, dtype=torch.float64)
-        joules = self.fabric.all_reduce(used, reduce_op="sum").item()  # NaN where one of them is not counted
-        self.joules[stage] = None if math.isnan(joules) else joules
 
 
 def make_fabric(device: str, config: Config) -> Fabric:

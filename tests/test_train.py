@@ -22,8 +22,9 @@ from cifar.config import Training, load_config
 from cifar.conversion import choose_thresholds
 from cifar.data import load_data
 from cifar.optimizer import make_optimizer, rate
-from cifar.results import joules_used
-from cifar.training import Termination, Trainer
+from cifar.spent import joules_used
+from cifar.termination import Termination
+from cifar.training import Trainer
 from onespike.conversion import SpikingNetwork
 from onespike.models import vgg
 

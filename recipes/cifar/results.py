@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 import platform
 from collections.abc import Callable
 from dataclasses import asdict
@@ -66,22 +65,6 @@ def watch(network: SpikingNetwork, split: Split, images: int) -> SpikingActivity
         for first in range(0, images, EVALUATION_BATCH):
             network(split.plain(slice(first, min(first + EVALUATION_BATCH, images)))[0])
     return activity
-
-
-def joules_used(device: torch.device) -> float:
-    """Return the energy that a GPU has used since its driver started, in joules, or NaN where none is counted."""
-    if device.type != "cuda":
-        return math.nan
-    try:
-        import pynvml  # noqa: PLC0415  (an optional dependency)
-    except ImportError:
-        return math.nan
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-        return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
-    except pynvml.NVMLError:  # an old GPU, or a driver that keeps it to itself
-        return math.nan
 
 
 def provenance(fabric: Fabric) -> dict[str, Any]:

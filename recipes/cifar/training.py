@@ -6,10 +6,8 @@ weights, the optimiser and the number of steps taken are the whole state.
 
 import hashlib
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -23,9 +21,9 @@ from cifar.checkpoint import CheckpointError, Checkpoints, require_one_folder
 from cifar.config import Config, Training
 from cifar.data import Data, Epoch, Split
 from cifar.optimizer import STATES, make_optimizer, rate
+from cifar.termination import TERMINATED, Termination
 from onespike.spikingjelly import project_net
 
-TERMINATED = 128 + signal.SIGTERM
 LOOK_EVERY = 50
 """Steps between looks at the loss and at other processes' signals on a GPU, where looking makes it wait."""
 EVALUATION_BATCH = 250
@@ -33,31 +31,6 @@ EVALUATION_BATCH = 250
 
 class TrainingError(RuntimeError):
     """The loss or the weights are no longer finite."""
-
-
-class Termination:
-    """What SIGTERM does: end the process at once or, where work could be lost, at the next safe moment."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._deferred = False
-        signal.signal(signal.SIGTERM, self._receive)
-
-    def _receive(self, *_: Any) -> None:
-        self.requested = True
-        if not self._deferred:
-            raise SystemExit(TERMINATED)
-
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Only note the signal inside, where `requested` tells; after it, end the process if it came too late to be seen."""
-        self._deferred = True
-        try:
-            yield
-        finally:
-            self._deferred = False
-        if self.requested:
-            raise SystemExit(TERMINATED)
 
 
 @dataclass
