@@ -100,3 +100,9 @@ def test_the_readmes_cifar_row_is_what_was_recorded():
     assert f"| {min(spikes):.3f}-{max(spikes):.3f} |" in text
     control = json.loads((folder / "cifar10_vgg6_small-analogue-seed1.json").read_text())["results"]["trained"]
     assert f"| | {control['accuracy']['potential']:.2f} | | {control['spikes_per_neuron']:.3f} |" in text
+    wide = json.loads((folder / "cifar10_vgg6_fast-seed0.json").read_text())["results"]
+    assert f"| ANN | {wide['ann']['accuracy']:.2f} | 90.22 |" in text
+    assert f"(here: 500 images) | {wide['plain']['accuracy']:.2f} | 89.98 |" in text
+    assert f"one spike** | **{wide['trained']['accuracy']['potential']:.2f}** | 88.89 |" in text
+    assert f"| the same, read at t = 1 | {wide['trained']['accuracy_at_step'][0]:.2f} | |" in text
+    assert f"({wide['trained']['spikes_per_neuron']:.3f} spikes per neuron;" in text
