@@ -8,6 +8,7 @@ Lines that start with "# %%" begin cells, for editors that run scripts as notebo
 
 # %% What to classify
 import argparse
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -28,7 +29,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("images", nargs="*", type=Path, help="image files; none takes test images of CIFAR-10")
 parser.add_argument("--data-root", type=Path, default=Path("data"), help="folder of CIFAR-10 (default %(default)s)")
 parser.add_argument("--out", type=Path, default=Path("classified.png"), help="the figure (default %(default)s)")
-arguments, _ = parser.parse_known_args()  # a notebook has arguments of its own
+arguments = parser.parse_args([] if "ipykernel" in sys.modules else None)  # a notebook has arguments of its own
 
 if arguments.images:
     pictures = [Image.open(path).convert("RGB") for path in arguments.images]
