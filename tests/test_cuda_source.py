@@ -39,9 +39,10 @@ def compile_for(arch: str, *expressions: str, source: str = SOURCE, options: tup
     texts = []
     for size_of, get in (("LogSize", "Log"), ("PTXSize", "PTX")):
         size_error, size = getattr(nvrtc, f"nvrtcGet{'Program' if get == 'Log' else ''}{size_of}")(program)
-        text = b" " * (size if size_error == nvrtc.nvrtcResult.NVRTC_SUCCESS else 0)
+        size = size if size_error == nvrtc.nvrtcResult.NVRTC_SUCCESS else 0
+        text = bytes(size + 1)  # NVRTC writes into it, and CPython shares `bytes` of one byte or none with everybody
         getattr(nvrtc, f"nvrtcGet{'Program' if get == 'Log' else ''}{get}")(program, text)
-        texts.append(text.decode())
+        texts.append(text.rstrip(b"\0").decode())
     return verdict == nvrtc.nvrtcResult.NVRTC_SUCCESS, *texts
 
 
