@@ -207,8 +207,10 @@ def curve(series: dict[str, list[float]], label: str, *, ax: Any) -> None:
         ax.plot(range(1, len(values) + 1), values, marker=".", label=name)
     ax.set(xlabel="epoch", ylabel=label)
     ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.ticklabel_format(axis="y", useOffset=False)  # leaks differ from 1 in the fourth digit
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, ncols=2)
+    if len(series) > 1:
+        ax.legend(frameon=False, title="layer", loc="upper left", bbox_to_anchor=(1, 1))
 
 
 @torch.no_grad()
