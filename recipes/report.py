@@ -10,6 +10,8 @@ import argparse
 import json
 import sys
 from dataclasses import dataclass
+from functools import partial, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +47,20 @@ class Row:
     seconds: list[float]
 
 
-def read_runs(folders: list[Path]) -> list[Row]:
-    """Read finished runs and gather those of the same settings.
+def read_runs(runs: list[Path]) -> list[Row]:
+    """Read finished runs, folders or their metrics.json by whatever name, and gather those of the same settings.
 
     Raises:
-        ReportError: a folder holds no finished run, or a seed comes twice.
+        ReportError: there is no finished run, or a seed comes twice.
     """
     rows: dict[str, Row] = {}
     seeds = set()
-    for folder in folders:
-        path = folder / "metrics.json"
+    for run in runs:
+        path = run / "metrics.json" if run.is_dir() else run
         try:
             metrics = json.loads(path.read_text())
         except OSError as error:
-            raise ReportError(f"{folder} holds no finished run: {path.name} cannot be read ({error.strerror})") from error
+            raise ReportError(f"{run} holds no finished run: {path.name} cannot be read ({error.strerror})") from error
         except ValueError as error:
             raise ReportError(f"{path} is not JSON: {error}") from error
         if missing := {"name", "config", "results", "provenance", "seconds"} - set(metrics):
@@ -66,7 +68,7 @@ def read_runs(folders: list[Path]) -> list[Row]:
         config = {name: value for name, value in metrics["config"].items() if name != "seed"}
         key, seed = json.dumps(config, sort_keys=True), metrics["config"]["seed"]
         if (key, seed) in seeds:
-            raise ReportError(f"{folder} repeats seed {seed} of {metrics['name']}")
+            raise ReportError(f"{run} repeats seed {seed} of {metrics['name']}")
         seeds.add((key, seed))
         row = rows.setdefault(key, Row(metrics["name"], config, [], [], []))
         row.results.append(metrics["results"])
@@ -135,7 +137,8 @@ def step_table(rows: list[Row]) -> list[str]:
 
 def energy_table(rows: list[Row]) -> list[str]:
     """How many times less compute energy than the ANN the trained networks take."""
-    kinds = [(technology, accounting) for technology, by in energies(rows[0]).items() for accounting in by]
+    energy = rows[0].results[0]["trained"]["energy"]
+    kinds = [(technology, accounting) for technology, by in energy.items() for accounting in by]
     lines = [
         f"| energy of the ANN / of the SNN | {' | '.join(f'{technology}, {accounting}' for technology, accounting in kinds)} |",
         "|---" * (len(kinds) + 1) + "|",
@@ -166,52 +169,44 @@ def provenance_lines(rows: list[Row]) -> list[str]:
     return lines
 
 
-def energies(row: Row) -> dict[str, Any]:
-    """Return the energies of a row's first seed."""
-    return row.results[0]["trained"]["energy"]
-
-
-def ann_energies(rows: list[Row]) -> dict[str, float]:
-    """Return the energy of the ANN, or of each row's own where they differ."""
-    by_row = {f"ANN of {row.name}": energies(row)["int32_45nm"]["paper"]["ann_pj"] for row in rows}
-    values = set(by_row.values())
-    return {"ANN": values.pop()} if len(values) == 1 else by_row
-
-
 def draw(folder: Path, rows: list[Row]) -> None:
-    """Write the figures after the paper's Figs. 3 to 5, of each row's first seed."""
-    first = {row.name: row.results[0]["trained"] for row in rows}
+    """Write the figures after the paper's Figs. 3 to 5: spikes by layer, spikes and energy, each the mean over the seeds."""
+    layers = {row.name: list(row.results[0]["trained"]["activity"]) for row in rows}
+    activity = {row.name: {layer: mean(row, "activity", layer) for layer in layers[row.name]} for row in rows}
+    spikes = {row.name: mean(row, "spikes_per_neuron") for row in rows}
+    report = ("energy", "int32_45nm", "paper")
+    ratios = {row.name: mean(row, *report, "ann_pj") / mean(row, *report, "snn_pj") for row in rows}
     figures = {
-        "activity": lambda ax: plots.activity_bars({name: result["activity"] for name, result in first.items()}, ax=ax),
-        "spikes": lambda ax: spike_bars({name: result["spikes_per_neuron"] for name, result in first.items()}, ax),
-        "energy": lambda ax: plots.energy_bars(
-            {
-                **ann_energies(rows),
-                **{name: result["energy"]["int32_45nm"]["paper"]["snn_pj"] for name, result in first.items()},
-            },
-            ax=ax,
-        ),
+        "activity": partial(plots.activity_bars, activity),
+        "spikes": partial(bars, spikes, "spikes per neuron and image", "%.3f"),
+        "energy": partial(bars, ratios, "compute energy of the ANN / of the SNN, paper's accounting, int32, 45 nm", "%.1f"),
     }
     for name, plot in figures.items():
-        figure, ax = plt.subplots(figsize=(max(7, 1.6 * len(rows)), 4.2), layout="constrained")
-        plot(ax)
+        width, height = (max(7, 2 * len(rows)), 4.2) if name == "activity" else (9, 1 + 0.4 * len(rows))
+        figure, ax = plt.subplots(figsize=(width, height), layout="constrained")
+        plot(ax=ax)
         figure.savefig(folder / f"{name}.png", dpi=150)
         plt.close(figure)
 
 
-def spike_bars(spikes: dict[str, float], ax: Any) -> None:
-    """Draw the average number of spikes of each run (Fig. 4)."""
-    bars = ax.bar(list(spikes), list(spikes.values()), color=plots.PALETTE[0], width=0.6)
-    ax.bar_label(bars, fmt="%.3f", padding=2)
-    ax.set_ylabel("spikes per neuron and image")
+def mean(row: Row, *path: str) -> float:
+    """Return the mean over a row's seeds of the number that lies at this path in the results of the trained network."""
+    return sum(reduce(getitem, path, result["trained"]) for result in row.results) / len(row.results)
+
+
+def bars(values: dict[str, float], label: str, form: str, *, ax: Any) -> None:
+    """Draw a bar for each run, the first on top."""
+    drawn = ax.barh(list(values), list(values.values()), color=plots.PALETTE[0], height=0.6)
+    ax.bar_label(drawn, fmt=form, padding=2)
+    ax.invert_yaxis()
+    ax.set_xlabel(label)
+    ax.margins(x=0.1)
     ax.spines[["top", "right"]].set_visible(False)
-    if len(spikes) > 3:
-        ax.tick_params(axis="x", rotation=30)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs, or copies of their metrics.json")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder for the report (default %(default)s)")
     arguments = parser.parse_args()
     try:
