@@ -31,6 +31,9 @@ PAPER = {
 }
 """Table I: accuracy of the ANN, converted at T = 200, trained at T = 5, in percent, by data set and full-width network."""
 
+NETWORK = {"T": 5, "encoder": "hybrid", "single_spike": True, "width": 1, "hidden": 4096}
+"""The settings of the networks in Table I."""
+
 
 class ReportError(ValueError):
     """A run cannot be reported."""
@@ -81,8 +84,9 @@ def read_runs(runs: list[Path]) -> list[Row]:
 
 def distinct_name(row: Row, rows: list[Row]) -> str:
     """Return the row's name, with the settings in which it differs from others of that name."""
-    others = [flat(other.config) for other in rows if other.name == row.name]
-    differing = [f"{key}={value}" for key, value in flat(row.config).items() if any(other[key] != value for other in others)]
+    own, others = flat(row.config), [flat(other.config) for other in rows if other.name == row.name]
+    names = dict.fromkeys(key for config in [own, *others] for key in config)  # versions of the recipe have different settings
+    differing = [f"{key}={own.get(key)}" for key in names if any(other.get(key) != own.get(key) for other in others)]
     return f"{row.name} ({', '.join(differing)})" if differing else row.name
 
 
@@ -106,8 +110,9 @@ def accuracy_table(rows: list[Row]) -> list[str]:
     for row in rows:
         trained = [result["trained"] for result in row.results]
         plain = [result["plain"]["accuracy"] for result in row.results if "plain" in result]
-        converted = f"{spread(plain)} at T = {row.config['conversion_T']}" if plain else ""
-        paper = PAPER.get((row.config["dataset"], row.config["model"])) if row.config["width"] == 1 else None
+        how = f"at T = {row.config['conversion_T']}, {row.config['conversion_images']} images"
+        converted = f"{spread(plain)} {how}" if plain else ""
+        paper = PAPER.get((row.config["dataset"], row.config["model"])) if row.config.items() >= NETWORK.items() else None
         cells = [
             row.name,
             str(len(row.results)),

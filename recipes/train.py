@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
     finished = out / "metrics.json"
     require_one_folder(fabric, finished.name, finished.exists())
     if finished.exists():
-        fabric.print(outcome.table(json.loads(finished.read_text())["results"], config.T, config.conversion_T))
+        fabric.print(outcome.table(json.loads(finished.read_text())["results"], config))
         return
     ann_kept = ann_checkpoints(arguments.ann, out, settings)
     data = load_in_turn(config, arguments.data_root, fabric)
@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace) -> None:
     write_atomically(out / "model" / "README.md", outcome.model_card(metrics).encode())
     outcome.write_json(finished, metrics)
     loggers.close()
-    print(outcome.table(results, config.T, config.conversion_T))
+    print(outcome.table(results, config))
     print(f"\nresults, history, figures and the trained network are in {out}")
 
 

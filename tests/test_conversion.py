@@ -511,10 +511,16 @@ def test_misuse_of_the_network_is_named(network):
         network(IMAGES.byte())
     with pytest.raises(ValueError, match="images must hold at least one image"):
         network.calibrate_readout(IMAGES[:0])
+    with pytest.raises(ValueError, match="batch_size must be >= 1, got 0"):
+        network.calibrate_readout(IMAGES, 0)
     assert network(IMAGES[:0]).potential.shape == (0, 10)
     functional.set_step_mode(network, "s")
     with pytest.raises(RuntimeError, match='step_mode must be "m"'):
         network.currents(IMAGES)
+    network.train().readout.eval()
+    with pytest.raises(RuntimeError, match='step_mode must be "m"'):
+        network.calibrate_readout(IMAGES)
+    assert [network.training, network.body.training, network.readout.training] == [True, True, False]
 
 
 def test_what_cannot_be_saved_is_named(network, tmp_path):

@@ -42,6 +42,11 @@ def test_spikes_equal_snntorchs_latency_code(T):
     assert latency[0].sum() == 0
 
 
+@pytest.mark.parametrize("T", [2, 5])
+def test_a_range_too_narrow_to_divide_by(T):
+    assert spike_times(torch.tensor([[0.0, 1.0]]), T, intensity_range=(0.0, 1e-40)).tolist() == [[T, 2]]
+
+
 @given(
     pixels=st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=12),
     T=st.integers(2, 12),

@@ -118,6 +118,27 @@ def test_any_strides(x_seq):
     assert state.v.stride() == state.fired.stride() == torch.empty_like(x_seq[0]).stride()
 
 
+@pytest.mark.parametrize("T", [4, 12])
+@pytest.mark.parametrize("order_of_x", [(0, 1, 2, 3), (0, 1, 3, 2), (3, 0, 1, 2)])
+@pytest.mark.parametrize("order_of_v", [(0, 1, 2), (0, 2, 1), (2, 0, 1)])
+def test_the_operators_keep_torchs_contract_in_any_memory_order(T, order_of_x, order_of_v):
+    x_seq, v = ordered(draw(T, 6, 5, 4), order_of_x), ordered(torch.randn(6, 5, 4), order_of_v)
+    values = x_seq, torch.tensor(0.9), torch.tensor(0.8), v, torch.zeros(6, 5, 4, dtype=torch.bool)
+    forward, backward = torch.ops.onespike.single_spike_lif, torch.ops.onespike.single_spike_lif_backward
+    gradients = torch.randn_like(x_seq), torch.randn_like(v), None
+    leaves = [value.requires_grad_() if value.is_floating_point() else value for value in values]
+    checked = {
+        **torch.library.opcheck(forward, (*leaves, 0.3, True, True, True, False, "inductor")),
+        **torch.library.opcheck(backward, (*gradients, *(leaf.detach() for leaf in leaves), 0.3, True, True, "inductor")),
+    }
+    assert set(checked.values()) == {"SUCCESS"}
+
+
+def ordered(tensor: torch.Tensor, order: tuple[int, ...]) -> torch.Tensor:
+    """Return the tensor with its dimensions in this order in memory, outermost first."""
+    return tensor.permute(order).contiguous().permute([order.index(d) for d in range(len(order))])
+
+
 def test_dense_memory_is_not_copied():
     x_seq = draw(5, 2, 4, 4, 3).permute(0, 1, 4, 2, 3)
     layout = layout_of(x_seq)

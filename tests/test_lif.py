@@ -316,6 +316,17 @@ def test_the_operator_keeps_torchs_contract(return_v_seq, carried):
     assert set(results.values()) == {"SUCCESS"}
 
 
+def test_forward_mode_is_refused_not_zero():
+    x = torch.rand(2, 3, 4)
+    for call in (
+        lambda: torch.func.jvp(lambda x: single_spike_lif(x, 1.0, 1.0).state.v, (x,), (x,)),
+        lambda: torch.func.jacfwd(lambda leak: single_spike_lif(x, leak, 1.0).state.v)(torch.tensor(0.5)),
+        lambda: torch.func.jacfwd(lambda v: single_spike_lif(x, 1.0, v).state.v)(torch.tensor(0.5)),
+    ):
+        with pytest.raises(NotImplementedError, match="single_spike_lif has no forward-mode derivative"):
+            call()
+
+
 def test_a_network_compiles_without_a_graph_break():
     torch.manual_seed(0)
     first, second = nn.Linear(6, 20, bias=False), nn.Linear(20, 4, bias=False)

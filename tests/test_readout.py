@@ -141,6 +141,10 @@ def test_loss_gradients_are_those_of_the_two_cross_entropies():
     weight = torch.rand(10, generator=g)
     weighted = hybrid_cross_entropy(Readout(potential, spike_time), target, weight=weight)
     torch.testing.assert_close(weighted, (by_hand * weight[target]).sum() / weight[target].sum())
+    for dtype in (torch.bfloat16, torch.float64):  # as casting a model leaves them
+        cast = hybrid_cross_entropy(Readout(potential, spike_time), target, weight=weight.to(dtype))
+        torch.testing.assert_close(cast, weighted, rtol=1e-2, atol=0)
+        assert cast.dtype == weighted.dtype
     smooth = hybrid_cross_entropy(Readout(potential, spike_time), target, label_smoothing=0.1)
     assert smooth != by_hand.mean()
 
@@ -162,6 +166,7 @@ def test_half_precision_and_empty_batches():
 
 CURRENTS = torch.zeros(3, 2, 4)
 READOUT = spike_time_readout(CURRENTS, 1.0)
+TARGET = torch.zeros(2, dtype=torch.int64)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +206,22 @@ READOUT = spike_time_readout(CURRENTS, 1.0)
             r"readout must hold two \[N, K\], got \(2, 3\) and \(2, 4\)",
         ),
         (lambda: hybrid_cross_entropy(READOUT, torch.zeros(2)), TypeError, "target must hold class indices as int64"),
+        (
+            lambda: hybrid_cross_entropy(Readout(torch.rand(2, 3, 4), torch.rand(2, 3, 4)), TARGET),
+            ValueError,
+            r"readout must hold two \[N, K\], got \(2, 3, 4\)",
+        ),
+        (lambda: hybrid_cross_entropy(READOUT, TARGET, reduction="avg"), ValueError, "reduction must be \"mean\".*got 'avg'"),
+        (
+            lambda: hybrid_cross_entropy(READOUT, TARGET, label_smoothing=2.0),
+            ValueError,
+            "label_smoothing must be in .*2.0",
+        ),
+        (
+            lambda: hybrid_cross_entropy(READOUT, TARGET, weight=torch.ones(99)),
+            ValueError,
+            r"weight must be \[K\] with K = \d, got shape \(99,\)",
+        ),
     ],
 )
 def test_bad_input_is_named(call, error, message):

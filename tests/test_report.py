@@ -47,8 +47,20 @@ def test_runs_of_one_name_are_told_apart(monkeypatch, tmp_path, capsys):
     script = runpy.run_path(str(RECIPES / "report.py"))
     rows = script["read_runs"]([tmp_path / "a", tmp_path / "b"])
     assert [row.name for row in rows] == ["digits (T=5, snn.lr=0.001)", "digits (T=7, snn.lr=0.25)"]
+    for run in ("a", "b"):
+        kept = json.loads((tmp_path / run / "metrics.json").read_text())
+        kept["config"] |= {"dataset": "cifar10", "model": "vgg6", "width": 1, "hidden": 4096, "T": 5}
+        if run == "b":
+            kept["config"] |= {"encoder": "direct", "setting_of_later_versions": 1}
+        (tmp_path / run / "metrics.json").write_text(json.dumps(kept))
+    rows = script["read_runs"]([tmp_path / "a", tmp_path / "b"])
+    assert rows[1].name == "digits (encoder=direct, snn.lr=0.25, setting_of_later_versions=1)"
+    first, second = script["accuracy_table"](rows)[2:]
+    assert first.endswith("| 90.22 / 89.98 / 88.89 |")
+    assert second.endswith("|  |"), "the paper's row is not of this network"
+    assert " at T = 3, 20 images |" in first
     report(monkeypatch, tmp_path / "a", tmp_path / "b", "--out", tmp_path / "report")
-    assert "| digits (T=7, snn.lr=0.25) | 1 |" in capsys.readouterr().out
+    assert "| digits (encoder=direct, snn.lr=0.25, setting_of_later_versions=1) | 1 |" in capsys.readouterr().out
 
 
 def test_the_recorded_runs_make_the_recorded_report():

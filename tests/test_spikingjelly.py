@@ -287,6 +287,25 @@ def test_parameters_per_channel():
     s_seq.sum().backward()
     assert channels.leak.grad.shape == (4,)
     assert SingleSpikeLIFNode(per_channel=7)(torch.rand(T, 2, 7)).shape == (T, 2, 7)
+    with pytest.raises(ValueError, match=r"x_seq must have at least 3 dimensions, \[T, N, C, \*\] for per_channel"):
+        SingleSpikeLIFNode(per_channel=7)(torch.rand(2, 7))
+
+
+def test_modules_print_without_values_too():
+    with torch.device("meta"):
+        modules = SingleSpikeLIFNode(), SpikeTimeReadout()
+    assert "leak=?, v_threshold=?" in str(modules[0])
+    assert "v_threshold=?" in str(modules[1])
+
+
+def test_a_cast_rounds_no_bound_of_the_encoder():
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+    levels = (torch.arange(256).view(256, 1, 1, 1) / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    encoder = HybridEncoder.for_normalized(20, mean, std)
+    expected = encoder(levels)
+    assert torch.equal(encoder.bfloat16()(levels), expected)
+    assert torch.equal(encoder.float()(levels), expected)
+    assert encoder.double().to("meta").low.device.type == "meta"
 
 
 def test_what_is_not_learned_gets_no_gradient(images):

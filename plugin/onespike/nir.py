@@ -62,8 +62,7 @@ def to_nir(network: nn.Module, input_shape: tuple[int, ...], *, T: int, dt: floa
     """
     check_T(T)
     check_positive("dt", dt)
-    is_converted = {name for name, _ in network.named_children()} == {"encoder", "body", "readout"}
-    body = network.body if is_converted else network
+    body = network if isinstance(network, nn.Sequential) else getattr(network, "body", None)
     if not isinstance(body, nn.Sequential):
         raise ValueError(f"network must be a SpikingNetwork or an nn.Sequential, got {type(network).__name__}")
     kept = [(str(i), module) for i, module in enumerate(body) if type(module) not in LEFT_OUT]

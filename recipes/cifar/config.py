@@ -34,7 +34,7 @@ class Training:
     optimizer: Literal["sgd", "adam"] = option("sgd", "SGD with Nesterov momentum, or Adam (with decoupled weight decay)")
     lr: float = option(0.01, "learning rate at its highest")
     neuron_lr: float = option(1.0, "factor on the learning rate of leaks and thresholds")
-    momentum: float = option(0.9, "of SGD")
+    momentum: float = option(0.9, "of SGD; it is Nesterov's, of which the paper says nothing")
     amsgrad: bool = option(False, "of Adam")
     weight_decay: float = option(0.0, "of weights; leaks and thresholds never decay")
     schedule: Literal["steps", "cosine"] = option("steps", "learning rate: times `decay` at each milestone, or half a cosine")

@@ -15,6 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from cifar.config import Config
 from cifar.data import CLASSES, STATISTICS, Split
 from cifar.provenance import commit, cpu_model, installed
 from cifar.training import EVALUATION_BATCH
@@ -106,8 +107,9 @@ def flat(entry: dict[str, Any]) -> dict[str, Any]:
     return spread
 
 
-def table(results: dict[str, Any], T: int, conversion_T: int) -> str:
+def table(results: dict[str, Any], config: Config) -> str:
     """Lay out the closing table."""
+    T = config.T
 
     def row(label: str, *cells: float | str | None) -> str:
         texts = ["" if cell is None else cell if isinstance(cell, str) else f"{cell:.2f}" for cell in cells]
@@ -118,7 +120,8 @@ def table(results: dict[str, Any], T: int, conversion_T: int) -> str:
 
     lines = [row("test accuracy, %", *RULES, "spikes"), row("ANN", results["ann"]["accuracy"])]
     if "plain" in results:
-        lines.append(row(f"converted, T = {conversion_T}, direct input, multi-spike", results["plain"]["accuracy"]))
+        images = f"{config.conversion_images} images"
+        lines.append(row(f"converted, T = {config.conversion_T}, direct, multi-spike, {images}", results["plain"]["accuracy"]))
     lines += [spiking(f"converted, T = {T}, untrained", results["converted"]), spiking(f"trained, T = {T}", results["trained"])]
     lines += ["  (potential: argmax U; combined: argmax U - T; time: argmin T; spikes per neuron and image)", ""]
     lines.append(row("test accuracy, %, by potential, when read at", *(f"t = {t + 1}" for t in range(T))))

@@ -116,17 +116,21 @@ class SpikingNetwork(base.MemoryModule):
         surrogate's window.
 
         Raises:
-            TypeError, ValueError: `images` are empty, not floating point or of the wrong number of dimensions.
+            TypeError, ValueError: `images` are empty, not floating point or of the wrong number of dimensions, or `batch_size`
+                is not an int >= 1.
         """
         check_images(self.layers, images)
         if not len(images):
             raise ValueError(f"images must hold at least one image, got shape {tuple(images.shape)}")
-        training = self.training
+        check_T(batch_size, name="batch_size")
+        device, modes = self.readout.v_threshold.device, {module: module.training for module in self.modules()}
         self.eval()
-        device = self.readout.v_threshold.device
-        potentials = [self.currents(batch.to(device)).cumsum(0) for batch in images.split(batch_size)]
-        self.reset()
-        self.train(training)
+        try:
+            potentials = [self.currents(batch.to(device)).cumsum(0) for batch in images.split(batch_size)]
+        finally:
+            self.reset()
+            for module, mode in modes.items():
+                module.training = mode
         halfway = torch.cat([v_seq[: ceil(self.T / 2)].amax(0) for v_seq in potentials])
         self.readout.v_threshold.fill_(halfway.median().clamp_min(self.readout.beta))
 

@@ -35,6 +35,11 @@ def as_number(name: str, value: float | Tensor) -> float:
     return float(value)
 
 
+def shown(value: Tensor) -> str:
+    """Return a 0-d tensor as text for a repr, whatever device it lies on."""
+    return "?" if value.is_meta else f"{value.item():.4g}"
+
+
 def check_positive(name: str, value: float) -> None:
     """Raise unless the Python number `value` is finite and above 0."""
     if not 0 < value < float("inf"):

@@ -42,8 +42,8 @@ def _spike_times(x: Tensor, T: int, intensity_range: IntensityRange) -> Tensor:
     x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
     low, high = range_of(x, intensity_range)
     span = torch.where(high > low, high - low, torch.inf)  # without a range every pixel counts as dark
-    brightness = (x - low) / span
-    return torch.floor(T - (T - 2) * brightness + 0.5).clamp(2, T)
+    brightness = ((x - low) / span).clamp(0, 1)
+    return torch.floor(T - (T - 2) * brightness + 0.5)
 
 
 def hybrid_encode(x: Tensor, T: int, *, intensity_range: IntensityRange) -> Tensor:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from onespike.functional.backends import KERNELS, resolve_backend
 from onespike.functional.checks import broadcasts, check_floating, check_leak, check_positive, check_threshold
@@ -79,6 +80,7 @@ def single_spike_lif(
         TypeError: `x_seq` is not a floating-point tensor.
         ValueError: a shape does not fit, or, for CPU tensors, `leak` leaves [0, 1] or `v_threshold` is not above 0.
         BackendUnavailableError: the named backend cannot run here.
+        NotImplementedError: it is differentiated in forward mode, such as by `torch.func.jvp`.
     """
     s_seq, state, _ = lif_with_trace(
         x_seq,
@@ -116,6 +118,7 @@ def lif_with_trace(
     leak = as_parameter("leak", leak, x_seq)
     v_threshold = as_parameter("v_threshold", v_threshold, x_seq)
     v, fired = (None, None) if state is None else check_state(state, x_seq)
+    check_no_tangent(x_seq, leak, v_threshold, *(() if v is None else (v,)))
     name = resolve_backend(backend, x_seq.device.type, x_seq.numel())
     s_seq, v_last, fired_last, v_seq = torch.ops.onespike.single_spike_lif(
         x_seq,
@@ -131,6 +134,12 @@ def lif_with_trace(
         name,
     )
     return s_seq, LIFState(v_last, fired_last), v_seq
+
+
+def check_no_tangent(*tensors: Tensor) -> None:
+    """Raise in forward-mode differentiation: the operator has the reverse mode alone, and torch would return zeros."""
+    if not torch.compiler.is_compiling() and any(unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise NotImplementedError("single_spike_lif has no forward-mode derivative: use torch.autograd.grad, or jacobian")
 
 
 def project_parameters(leak: Tensor, v_threshold: Tensor) -> None:

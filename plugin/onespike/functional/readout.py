@@ -110,7 +110,7 @@ def hybrid_cross_entropy(
         readout: potential and spike time, each [N, K].
         target: class indices in 0..K-1, [N], int64.
         reduction: "mean" over the batch, "sum" or "none".
-        weight: a weight per class, [K].
+        weight: a weight per class, [K], of any floating-point dtype.
         label_smoothing: share of the target spread over all classes, in [0, 1].
 
     Returns:
@@ -118,11 +118,13 @@ def hybrid_cross_entropy(
 
     Raises:
         TypeError: `readout` is no pair, or `target` is not int64.
-        ValueError: a shape does not fit, or, for CPU tensors, a target is out of range.
+        ValueError: a shape does not fit, `reduction` is unknown, or `label_smoothing` or, for CPU tensors, a target is out of
+            range.
     """
+    check_loss_settings(reduction, label_smoothing)
     potential, spike_time = check_readout(readout)
     classes = potential.shape[-1]
-    if spike_time.shape != potential.shape:
+    if spike_time.shape != potential.shape or potential.dim() != 2:
         raise ValueError(f"readout must hold two [N, K], got {tuple(potential.shape)} and {tuple(spike_time.shape)}")
     if not isinstance(target, Tensor) or target.dtype != torch.int64:
         raise TypeError(f"target must hold class indices as int64, got {getattr(target, 'dtype', type(target).__name__)}")
@@ -131,6 +133,11 @@ def hybrid_cross_entropy(
     if can_look_at(target) and target.numel() and not ((target >= 0) & (target < classes)).all():
         low, high = int(target.min()), int(target.max())
         raise ValueError(f"target must be in 0..{classes - 1}, got values from {low} to {high}")
+
+    if weight is not None:
+        if weight.shape != (classes,):
+            raise ValueError(f"weight must be [K] with K = {classes}, got shape {tuple(weight.shape)}")
+        weight = weight.to(potential.dtype)
 
     def cross_entropy(logits: Tensor) -> Tensor:
         return F.cross_entropy(logits, target, weight, reduction=reduction, label_smoothing=label_smoothing)

@@ -99,8 +99,13 @@ def backward(
         layout.unflat(grad_x if flat_grad_x is None else flat_grad_x, x_seq),
         sum_chunks(layout, [of_leak for of_leak, _ in sums], leak),
         sum_chunks(layout, [of_threshold for _, of_threshold in sums], v_threshold),
-        height.new_empty(0) if v is None else layout.unflat_step(carried, x_seq),
+        height.new_empty(0) if v is None else strided_like(v, layout.unflat_step(carried, x_seq)),
     )
+
+
+def strided_like(v: Tensor, grad: Tensor) -> Tensor:
+    """Return `grad`, which lies in the memory order of x_seq, with the strides of `torch.empty_like(v)`."""
+    return grad if grad.stride() == v.stride() else torch.empty_like(v).copy_(grad)
 
 
 def charge(v: Tensor | None, x: Tensor, leak: Tensor, v_threshold: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How the GPU kernels see tensors: sequences as flat [T, M] memory, parameters as one value for a row of neighbours.
+"""How the fused kernels see tensors: sequences as flat [T, M] memory, parameters as one value for a row of neighbours.
 
 A step [N, *] is read in the order in which it lies in memory, so channels-last tensors are neither copied nor
 transposed: `order` permutes the dimensions of [T, N, *] until each step is contiguous, and whatever depends on a

@@ -8,7 +8,7 @@ from snntorch.utils import reset as reset_host_neurons
 from torch import Tensor, nn
 
 from onespike.functional.backends import check_backend
-from onespike.functional.checks import as_number, check_positive
+from onespike.functional.checks import as_number, check_positive, shown
 from onespike.functional.lif import LIFState, lif_with_trace, project_parameters
 
 
@@ -182,7 +182,7 @@ class SingleSpikeLeaky(snntorch.SpikingNeuron):
 
     def extra_repr(self) -> str:
         return (
-            f"beta={self.beta.item():.4g}, threshold={self.threshold.item():.4g}, single_spike={self.single_spike}, "
+            f"beta={shown(self.beta)}, threshold={shown(self.threshold)}, single_spike={self.single_spike}, "
             f"init_hidden={self.init_hidden}, output={self.output}, backend={self.backend}"
         )
 

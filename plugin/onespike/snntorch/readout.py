@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from onespike.functional import Readout, spike_time_readout
-from onespike.functional.checks import check_positive
+from onespike.functional.checks import check_positive, shown
 from onespike.functional.lif import MIN_THRESHOLD
 from onespike.functional.readout import TIME_GRADIENTS
 
@@ -54,4 +54,4 @@ class SpikeTimeReadout(nn.Module):
         return spike_time_readout(cur_rec, self.threshold, beta=self.half_width, time_gradient=self.time_gradient)
 
     def extra_repr(self) -> str:
-        return f"threshold={self.threshold.item():.4g}, half_width={self.half_width:.4g}, time_gradient={self.time_gradient}"
+        return f"threshold={shown(self.threshold)}, half_width={self.half_width:.4g}, time_gradient={self.time_gradient}"

@@ -1,6 +1,6 @@
 """Input encoders as SpikingJelly modules: images [N, *] in, sequences [T, N, *] out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
@@ -79,6 +79,14 @@ class HybridEncoder(base.MemoryModule):
         shape = (-1, 1, 1) if low.dim() else ()
         bounds = low.view(shape), high.view(shape)
         return cls(T, bounds, step_mode, analogue=analogue, temporal=temporal)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor]) -> Self:
+        """Let the range follow the module to another device, but not to another dtype: rounding it would move spikes."""
+        bounds = self.low, self.high
+        super()._apply(fn)
+        if not bounds[0].is_meta:
+            self.low, self.high = (bound.to(self.low.device) for bound in bounds)
+        return self
 
     @property
     def T(self) -> int:

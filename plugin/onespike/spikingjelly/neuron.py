@@ -7,7 +7,7 @@ from spikingjelly.activation_based import base, neuron
 from torch import Tensor, nn
 
 from onespike.functional.backends import BACKENDS, check_backend
-from onespike.functional.checks import as_number, check_floating, check_positive, check_T
+from onespike.functional.checks import as_number, check_floating, check_positive, check_T, shown
 from onespike.functional.lif import LIFState, lif_with_trace, project_parameters
 from onespike.kernels.reference import state_dtype
 from onespike.spikingjelly.memory import CopyableMemory, detached
@@ -166,7 +166,10 @@ class SingleSpikeLIFNode(CopyableMemory, neuron.BaseNode):
         return (s_seq[0],), (state.v, state.fired)
 
     def _run(self, x_seq: Tensor, states: tuple[Any, ...], return_v_seq: bool) -> tuple[Tensor, LIFState, Tensor]:
-        check_floating("x_seq", x_seq, 2, "[T, N, *]")
+        if self.per_channel is None:
+            check_floating("x_seq", x_seq, 2, "[T, N, *]")
+        else:
+            check_floating("x_seq", x_seq, 3, "[T, N, C, *] for per_channel")
         v, fired = states
         state = None
         if isinstance(v, Tensor) or isinstance(fired, Tensor) or v or fired:
@@ -195,7 +198,7 @@ class SingleSpikeLIFNode(CopyableMemory, neuron.BaseNode):
 
     def extra_repr(self) -> str:
         values = [
-            f"{name}={parameter.item():.4g}" if self.per_channel is None else f"{name}=[{self.per_channel}]"
+            f"{name}={shown(parameter)}" if self.per_channel is None else f"{name}=[{self.per_channel}]"
             for name, parameter in (("leak", self.leak), ("v_threshold", self.v_threshold))
         ]
         return ", ".join(

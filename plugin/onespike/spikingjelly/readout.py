@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from onespike.functional import Readout, hybrid_cross_entropy, spike_time_readout
-from onespike.functional.checks import check_floating, check_positive
+from onespike.functional.checks import check_floating, check_positive, shown
 from onespike.functional.lif import MIN_THRESHOLD
 from onespike.functional.readout import TIME_GRADIENTS, check_loss_settings
 from onespike.spikingjelly.memory import CopyableMemory
@@ -90,7 +90,7 @@ class SpikeTimeReadout(CopyableMemory):
 
     def extra_repr(self) -> str:
         return (
-            f"v_threshold={self.v_threshold.item():.4g}, beta={self.beta:.4g}, time_gradient={self.time_gradient}, "
+            f"v_threshold={shown(self.v_threshold)}, beta={self.beta:.4g}, time_gradient={self.time_gradient}, "
             f"step_mode={self.step_mode}"
         )
 
