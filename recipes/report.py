@@ -11,6 +11,7 @@ import json
 import sys
 from dataclasses import dataclass
 from functools import partial, reduce
+from math import isnan, nan
 from operator import getitem
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,10 @@ def spread(values: list[float], digits: int = 2) -> str:
 
 
 def markdown(rows: list[Row]) -> str:
-    """Write the tables."""
-    return "\n".join([*accuracy_table(rows), "", *step_table(rows), "", *energy_table(rows), "", *provenance_lines(rows), ""])
+    """Write the tables, and refer to the figures."""
+    tables = [*accuracy_table(rows), "", *step_table(rows), "", *energy_table(rows), ""]
+    figures = [f"![{name}]({name}.png)" for name in ("activity", "spikes", "energy")]
+    return "\n".join([*tables, *provenance_lines(rows), "", *figures, ""])
 
 
 def accuracy_table(rows: list[Row]) -> list[str]:
@@ -182,13 +185,12 @@ def draw(folder: Path, rows: list[Row]) -> None:
     report = ("energy", "int32_45nm", "paper")
     ratios = {row.name: mean(row, *report, "ann_pj") / mean(row, *report, "snn_pj") for row in rows}
     figures = {
-        "activity": partial(plots.activity_bars, activity),
+        "activity": partial(grid, activity, "spikes per neuron and image, by layer"),
         "spikes": partial(bars, spikes, "spikes per neuron and image", "%.3f"),
         "energy": partial(bars, ratios, "compute energy of the ANN / of the SNN, paper's accounting, int32, 45 nm", "%.1f"),
     }
     for name, plot in figures.items():
-        width, height = (max(7, 2 * len(rows)), 4.2) if name == "activity" else (9, 1 + 0.4 * len(rows))
-        figure, ax = plt.subplots(figsize=(width, height), layout="constrained")
+        figure, ax = plt.subplots(figsize=(9, 1 + 0.4 * len(rows)), layout="constrained")
         plot(ax=ax)
         figure.savefig(folder / f"{name}.png", dpi=150)
         plt.close(figure)
@@ -197,6 +199,20 @@ def draw(folder: Path, rows: list[Row]) -> None:
 def mean(row: Row, *path: str) -> float:
     """Return the mean over a row's seeds of the number that lies at this path in the results of the trained network."""
     return sum(reduce(getitem, path, result["trained"]) for result in row.results) / len(row.results)
+
+
+def grid(values: dict[str, dict[str, float]], label: str, *, ax: Any) -> None:
+    """Draw a line of cells for each run, a cell for each layer, the darker the higher its value."""
+    layers = list(dict.fromkeys(layer for line in values.values() for layer in line))
+    cells = [[line.get(layer, nan) for layer in layers] for line in values.values()]
+    image = ax.imshow(cells, cmap="Blues", vmin=0, aspect="auto")
+    for y, line in enumerate(cells):
+        for x, value in enumerate(line):
+            if not isnan(value):
+                ax.text(x, y, f"{value:.2f}", ha="center", va="center", color="white" if image.norm(value) > 0.6 else "black")
+    ax.set_xticks(range(len(layers)), layers)
+    ax.set_yticks(range(len(values)), list(values))
+    ax.set_xlabel(label)
 
 
 def bars(values: dict[str, float], label: str, form: str, *, ax: Any) -> None:

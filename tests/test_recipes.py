@@ -84,6 +84,23 @@ def test_the_simulated_camera_times_its_events(monkeypatch):
     assert found[:, 2].tolist() == pytest.approx([400, 1000 / 2.2, 800, 1000 / 1.2], abs=1)
 
 
+def test_the_ablations_in_the_docs_are_what_was_recorded():
+    text = (RECIPES.parent / "docs" / "recipes.md").read_text()
+    paths = list((RECIPES.parent / "benchmarks" / "results" / "recipes").glob("cifar10_vgg6_small-*-seed1.json"))
+    assert paths
+    for path in paths:
+        trained = json.loads(path.read_text())["results"]["trained"]
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| `{path.name.split('-')[1]}` |")]
+        paper, events = trained["energy"]["int32_45nm"]["paper"], trained["energy"]["fp32_45nm"]["events"]
+        numbers = [
+            f"{trained['accuracy']['potential']:.2f}",
+            f"{trained['accuracy_at_step'][0]:.2f}",
+            f"{trained['spikes_per_neuron']:.3f}",
+            *(f"{report['ann_pj'] / report['snn_pj']:.1f}" for report in (paper, events)),
+        ]
+        assert row.split(" | ")[2:] == [*numbers[:-1], f"{numbers[-1]} |"]
+
+
 def test_the_readmes_cifar_row_is_what_was_recorded():
     text = (RECIPES.parent / "README.md").read_text()
     folder = RECIPES.parent / "benchmarks" / "results" / "recipes"
@@ -100,6 +117,9 @@ def test_the_readmes_cifar_row_is_what_was_recorded():
     assert f"| {min(spikes):.3f}-{max(spikes):.3f} |" in text
     control = json.loads((folder / "cifar10_vgg6_small-analogue-seed1.json").read_text())["results"]["trained"]
     assert f"| | {control['accuracy']['potential']:.2f} | | {control['spikes_per_neuron']:.3f} |" in text
+    hundred = json.loads((folder / "cifar100_vgg6_small-seed0.json").read_text())["results"]
+    accuracy, spikes = hundred["trained"]["accuracy"]["potential"], hundred["trained"]["spikes_per_neuron"]
+    assert f"ANN {hundred['ann']['accuracy']:.2f} %, SNN {accuracy:.2f} % at {spikes:.3f} spikes per neuron" in text
     wide = json.loads((folder / "cifar10_vgg6_fast-seed0.json").read_text())["results"]
     assert f"| ANN | {wide['ann']['accuracy']:.2f} | 90.22 |" in text
     assert f"(here: 500 images) | {wide['plain']['accuracy']:.2f} | 89.98 |" in text

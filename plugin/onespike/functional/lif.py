@@ -80,7 +80,7 @@ def single_spike_lif(
         TypeError: `x_seq` is not a floating-point tensor.
         ValueError: a shape does not fit, or, for CPU tensors, `leak` leaves [0, 1] or `v_threshold` is not above 0.
         BackendUnavailableError: the named backend cannot run here.
-        NotImplementedError: it is differentiated in forward mode, such as by `torch.func.jvp`.
+        RuntimeError: it is differentiated in forward mode, such as by `torch.func.jvp`.
     """
     s_seq, state, _ = lif_with_trace(
         x_seq,
@@ -139,7 +139,7 @@ def lif_with_trace(
 def check_no_tangent(*tensors: Tensor) -> None:
     """Raise in forward-mode differentiation: the operator has the reverse mode alone, and torch would return zeros."""
     if not torch.compiler.is_compiling() and any(unpack_dual(tensor).tangent is not None for tensor in tensors):
-        raise NotImplementedError("single_spike_lif has no forward-mode derivative: use torch.autograd.grad, or jacobian")
+        raise RuntimeError("single_spike_lif has no forward-mode derivative: use torch.autograd.grad, or jacobian")
 
 
 def project_parameters(leak: Tensor, v_threshold: Tensor) -> None:
