@@ -277,15 +277,15 @@ def pruned():
 
 LINEAR = layer.Linear(3, 3, bias=False)
 LINEAR_NET = nn.Sequential(LINEAR)
-NAMED = nn.ModuleDict({"body": LINEAR})
+ENLARGED = nn.ModuleDict({"body": LINEAR_NET, "head": LINEAR})
 NEURON, SILENCE, LOOP = "2_SingleSpikeLIFNode", "2_SingleSpikeLIFNode_silence", "1_SingleSpikeLIFNode_silence"
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: to_nir(LINEAR, (3,), T=T), "network must be a SpikingNetwork or an nn.Sequential, got Linear"),
-        (lambda: to_nir(NAMED, (3,), T=T), "network must be a SpikingNetwork or an nn.Sequential, got ModuleDict"),
+        (lambda: to_nir(LINEAR, (3,), T=T), "network must be a SpikingNetwork, .* got Linear of no modules"),
+        (lambda: to_nir(ENLARGED, (3,), T=T), "network must be a SpikingNetwork, .* got ModuleDict of body, head"),
         (lambda: to_nir(sequential(SingleSpikeLIFNode(single_spike=False)), (3,), T=T), "0: single_spike must be True"),
         (lambda: to_nir(sequential(SingleSpikeLIFNode(per_channel=3)), (3,), T=T), "0: per_channel must be None, got 3"),
         (lambda: to_nir(sequential(SingleSpikeLIFNode(0.0)), (3,), T=T), r"0: leak must be in \(0, 1\], got 0.0"),

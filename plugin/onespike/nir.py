@@ -62,9 +62,14 @@ def to_nir(network: nn.Module, input_shape: tuple[int, ...], *, T: int, dt: floa
     """
     check_T(T)
     check_positive("dt", dt)
-    body = network if isinstance(network, nn.Sequential) else getattr(network, "body", None)
+    is_converted = {name for name, _ in network.named_children()} == {"encoder", "body", "readout"}
+    body = network.body if is_converted else network
     if not isinstance(body, nn.Sequential):
-        raise ValueError(f"network must be a SpikingNetwork or an nn.Sequential, got {type(network).__name__}")
+        parts = ", ".join(name for name, _ in network.named_children()) or "no modules"
+        raise ValueError(
+            f"network must be a SpikingNetwork, of nothing but its three parts, or an nn.Sequential, got {type(network).__name__} "
+            f"of {parts}"
+        )
     kept = [(str(i), module) for i, module in enumerate(body) if type(module) not in LEFT_OUT]
     if kept and isinstance(kept[0][1], ENCODERS):
         kept = kept[1:]
