@@ -67,8 +67,8 @@ def to_nir(network: nn.Module, input_shape: tuple[int, ...], *, T: int, dt: floa
     if not isinstance(body, nn.Sequential):
         parts = ", ".join(name for name, _ in network.named_children()) or "no modules"
         raise ValueError(
-            f"network must be a SpikingNetwork, of nothing but its three parts, or an nn.Sequential, got {type(network).__name__} "
-            f"of {parts}"
+            "network must be a SpikingNetwork, of nothing but its three parts, or an nn.Sequential, "
+            f"got {type(network).__name__} of {parts}"
         )
     kept = [(str(i), module) for i, module in enumerate(body) if type(module) not in LEFT_OUT]
     if kept and isinstance(kept[0][1], ENCODERS):
