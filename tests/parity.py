@@ -1,16 +1,18 @@
 """One suite for every implementation of the neuron: the cases, and what must hold against the reference.
 
-An implementation is a pair of functions with the signatures of `onespike.kernels.cupy.forward` and `backward`.
+An implementation is a subclass of `onespike.kernels.plan.Plan`.
 """
 
 import contextlib
 import importlib.util
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from onespike.kernels.plan import Signature, Switches
 from onespike.kernels.reference import single_spike_lif_ref
 
 
@@ -159,31 +161,46 @@ def expected(case: Case, x_seq, leak, threshold, v, fired, grads):
     return (s_seq, v_seq[-1], fired_last, v_seq), [None if leaf is None else next(found) for leaf in leaves]
 
 
-def check(case: Case, forward, backward, device: str = "cpu") -> None:
+DEFAULT = Switches()
+
+
+def plan_for(kind, x_seq, leak, threshold, v=None, *, switches=DEFAULT, keep_state=True, trace=False):
+    """Make a plan of class `kind` for these tensors."""
+    shapes = leak.shape, threshold.shape, v is not None
+    return kind(Signature(x_seq.shape, x_seq.stride(), x_seq.dtype, x_seq.device, *shapes, switches, keep_state, trace))
+
+
+def check(case: Case, kind, device: str = "cpu") -> None:
     """Compare an implementation with the reference: spikes bit for bit, potentials too, gradients within rounding."""
     x_seq, leak, threshold, v, fired, grads = inputs_of(case, device)
     outputs, gradients = expected(case, x_seq, leak, threshold, v, fired, grads)
     share = outputs[2].float().mean().item()
     assert outputs[2].numel() < 30 or 0.05 <= share <= (0.95 if case.T < 12 else 1.0), f"{share:.0%} of the neurons fired"
 
+    inputs = x_seq, leak, threshold, v, fired
+    switches = Switches(0.3, case.single_spike, case.grad_after_spike, case.temporal_gradient)
+    of = partial(plan_for, kind, *inputs[:4], switches=switches)
     with poisoned_memory():
-        found = forward(x_seq, leak, threshold, v, fired, case.single_spike, True)
-        without_trace = forward(x_seq, leak, threshold, v, fired, case.single_spike, False)
-        found_gradients = backward(*grads, x_seq, leak, threshold, v, fired, 0.3, case.grad_after_spike, case.temporal_gradient)
-        again = backward(*grads, x_seq, leak, threshold, v, fired, 0.3, case.grad_after_spike, case.temporal_gradient)
+        found = of(trace=True).forward(*inputs)
+        without_trace = of().forward(*inputs)
+        without_state = of(keep_state=False).forward(*inputs)
+        found_gradients = of().backward(*grads, *inputs)
+        again = of().backward(*grads, *inputs)
 
     for name, want, got in zip(("s_seq", "v", "fired", "v_seq"), outputs, found, strict=True):
         assert got.dtype == want.dtype
         assert torch.equal(got, want.detach()), f"{name} differs from the reference"
     assert found[0].stride() == torch.empty_like(x_seq).stride()
-    assert without_trace[3].shape == (0,)
+    assert without_trace[3] is None
     for got, want in zip(without_trace[:3], found[:3], strict=True):
         assert torch.equal(got, want)
+    assert torch.equal(without_state[0], found[0])
+    assert without_state[1:] == (None, None, None)
     for name, want, got, twice in zip(("x_seq", "leak", "threshold", "v"), gradients, found_gradients, again, strict=True):
-        assert torch.equal(got, twice), f"the gradient of {name} is not the same twice"
         if want is None:
-            assert got.shape == (0,)
+            assert got is None
             continue
+        assert torch.equal(got, twice), f"the gradient of {name} is not the same twice"
         assert got.dtype == want.dtype
         assert got.shape == want.shape
         tolerance = TOLERANCE[got.dtype]
@@ -204,11 +221,11 @@ def planted(module, right: str, wrong: str, folder: Path):
     return broken
 
 
-def planted_error_is_caught(forward, backward) -> bool:
+def planted_error_is_caught(kind) -> bool:
     """Whether `check` refuses an implementation whose source was changed for the worse."""
     case = replace(Case(), step=(257,), state=True)
     try:
-        check(case, forward, backward)
+        check(case, kind)
     except AssertionError:
         return True
     return False

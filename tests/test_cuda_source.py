@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from cuda_on_cpu import CudaOnCpu
-from parity import CASES, check, planted_error_is_caught
+from parity import CASES, Case, check, inputs_of, plan_for, planted_error_is_caught
 
 from onespike.kernels import cupy as backend
 
 SOURCE = backend.source()
-TYPES = {np.int64: "index_t", np.float32: "float", np.bool_: "bool"}
+KERNELS = ("lif_forward", "lif_backward")
+TYPES = {int: "index_t", np.float32: "float", np.bool_: "bool"}
 PLANTED = {
     "reset added": ("__fsub_rn(charged, threshold)", "__fadd_rn(charged, threshold)"),
     "threshold reached, not passed": ("above = u.lane[lane] > threshold", "above = u.lane[lane] >= 1.5f * threshold"),
@@ -51,7 +52,7 @@ def instances(scalar: str, steps: int) -> list[str]:
     wide = 8 if scalar != "float" and 1 <= steps <= 8 else 4
     return [
         f"{name}<{scalar}, {steps}, {lanes}, {per_neuron}>"
-        for name in backend.ARGUMENTS
+        for name in KERNELS
         for lanes, per_neuron in ((1, "false"), (1, "true"), (wide, "false"), (4, "true"))
     ]
 
@@ -85,15 +86,28 @@ def test_potentials_are_never_contracted():
     assert "fma.rn.f32" in compile_for("compute_80", "lif_forward<float, 5, 4, false>", source=contracted, options=())[2]
 
 
-@pytest.mark.parametrize("name", list(backend.ARGUMENTS))
-def test_launcher_passes_what_the_kernel_takes(name):
-    signature = re.search(rf"\b{name}\((.*?)\)\s*{{", SOURCE, re.DOTALL).group(1)
-    taken = [re.fullmatch(r"(.*?)(\w+)", " ".join(part.split())).groups() for part in signature.split(",")]
-    passed = backend.ARGUMENTS[name]
-    assert [argument for _, argument in taken] == list(passed)
-    for kind, argument in taken:
-        assert ("*" in kind) == (passed[argument] is np.uint64)
-        assert "*" in kind or kind.strip() == TYPES[passed[argument]]
+@pytest.mark.parametrize("T", [5, 40])
+def test_launcher_passes_what_the_kernel_takes(T, monkeypatch):
+    launched = {}
+    monkeypatch.setattr(backend, "launch", lambda name, blocks, threads, arguments, device: launched.update({name: arguments}))
+    x_seq, leak, threshold, v, fired, grads = inputs_of(Case(T=T, state=True))
+    plan = plan_for(backend.CupyPlan, x_seq, leak, threshold, v, trace=True)
+    plan.forward(x_seq, leak, threshold, v, fired)
+    plan.backward(*grads, x_seq, leak, threshold, v, fired)
+    assert len(launched) == len(KERNELS)
+    for expression, passed in launched.items():
+        name = expression.split("<")[0]
+        signature = re.search(rf"\b{name}\((.*?)\)\s*{{", SOURCE, re.DOTALL).group(1)
+        taken = [re.fullmatch(r"(.*?)(\w+)", " ".join(part.split())).groups() for part in signature.split(",")]
+        assert len(taken) == len(passed)
+        for (kind, argument), value in zip(taken, passed, strict=True):
+            assert "*" in kind or kind.strip() == TYPES[type(value)], argument
+            assert "*" not in kind or (value % 4 == 0) or value == fired.data_ptr(), argument
+        numbers = dict(zip((argument for _, argument in taken), passed, strict=True))
+        assert (numbers["steps"], numbers["size"]) == (T, x_seq[0].numel())
+        assert numbers["x_seq"] == x_seq.data_ptr()
+        assert (numbers["v"], numbers["fired"]) == (v.data_ptr(), fired.data_ptr())
+        assert (numbers["leak_values"], numbers["threshold_values"]) == (leak.data_ptr(), threshold.data_ptr())
 
 
 def test_launcher_shares_the_constants_of_the_source():
@@ -109,7 +123,7 @@ def device(tmp_path_factory):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_on_the_cpu_equals_the_reference(case, device, monkeypatch):
     monkeypatch.setattr(backend, "launch", device)
-    check(case, backend.forward, backend.backward)
+    check(case, backend.CupyPlan)
 
 
 def test_the_cases_reach_every_kind_of_instance(device):
@@ -124,28 +138,13 @@ def test_a_planted_error_is_caught(fault, tmp_path, monkeypatch):
     right, wrong = PLANTED[fault]
     assert SOURCE.count(right) == 1
     monkeypatch.setattr(backend, "launch", CudaOnCpu(SOURCE.replace(right, wrong), tmp_path))
-    assert planted_error_is_caught(backend.forward, backend.backward)
-
-
-def test_an_empty_batch_launches_nothing(device, monkeypatch):
-    monkeypatch.setattr(backend, "launch", device)
-    before = len(device.launched)
-    for leak in (torch.tensor(0.9), torch.full((4, 1, 1), 0.9)):
-        x_seq, threshold = torch.ones(3, 0, 4, 2, 2), torch.ones(())
-        s_seq, v, fired, _ = backend.forward(x_seq, leak, threshold, None, None, True, False)
-        assert (s_seq.shape, v.shape, fired.shape) == (x_seq.shape, x_seq.shape[1:], x_seq.shape[1:])
-        grads = backend.backward(s_seq, None, None, x_seq, leak, threshold, None, None, 0.3, True, True)
-        assert torch.equal(grads[1], torch.zeros_like(leak))
-        assert torch.equal(grads[2], torch.zeros(()))
-    assert len(device.launched) == before
+    assert planted_error_is_caught(backend.CupyPlan)
 
 
 def test_float64_is_refused():
     x_seq = torch.zeros(2, 3, dtype=torch.float64)
     with pytest.raises(TypeError, match=r'for backend "cupy", got torch\.float64: use backend="torch"'):
-        backend.forward(x_seq, torch.tensor(0.9), torch.ones(()), None, None, True, False)
-    with pytest.raises(TypeError, match=r'for backend "cupy", got torch\.float64'):
-        backend.backward(None, None, None, x_seq, torch.tensor(0.9), torch.ones(()), None, None, 0.3, True, True)
+        plan_for(backend.CupyPlan, x_seq, torch.tensor(0.9), torch.ones(()))
 
 
 def test_parameters_keep_their_dtype(device, monkeypatch):
@@ -155,37 +154,37 @@ def test_parameters_keep_their_dtype(device, monkeypatch):
         torch.full((5,), 0.5, dtype=torch.bfloat16),
         torch.tensor(1.0, dtype=torch.float64),
     )
-    grads = backend.backward(torch.ones_like(x_seq), None, None, x_seq, leak, threshold, None, None, 0.3, True, True)
+    plan = plan_for(backend.CupyPlan, x_seq, leak, threshold)
+    grads = plan.backward(torch.ones_like(x_seq), None, None, x_seq, leak, threshold, None, None)
     assert (grads[1].dtype, grads[1].shape) == (torch.bfloat16, (5,))
     assert (grads[2].dtype, grads[2].shape) == (torch.float64, ())
 
 
 def test_unaligned_tensors_are_read_one_by_one(device, monkeypatch):
     monkeypatch.setattr(backend, "launch", device)
-    memory = torch.randn(5 * 1024 + 1)
-    outputs = []
+    memory, parameters = torch.randn(5 * 1024 + 1), (torch.tensor(0.9), torch.ones(()))
+    outputs, grads = [], []
     for x_seq in (memory[1:].view(5, 1024), memory[1:].view(5, 1024).clone()):
-        outputs.append(backend.forward(x_seq, torch.tensor(0.9), torch.ones(()), None, None, True, False)[0])
+        plan = plan_for(backend.CupyPlan, x_seq, *parameters)
+        outputs.append(plan.forward(x_seq, *parameters, None, None)[0])
+        grads.append(plan.backward(torch.ones(5, 1024), None, None, x_seq, *parameters, None, None))
     assert torch.equal(*outputs)
-    assert device.launched[-2:] == ["lif_forward<float, 5, 1, false>", "lif_forward<float, 5, 4, false>"]
+    assert torch.equal(grads[0][0], grads[1][0])
+    torch.testing.assert_close(grads[0][1:3], grads[1][1:3])
+    forwards = [name for name in device.launched if name.startswith("lif_forward")]
+    assert forwards[-2:] == ["lif_forward<float, 5, 1, false>", "lif_forward<float, 5, 4, false>"]
 
 
 class FakeCupy(types.ModuleType):
-    """Records what `launch` asks of CuPy: which device and stream were current, what was compiled and called."""
+    """Records what `launch` asks of CuPy: which stream was current, what was compiled and called."""
 
     def __init__(self, with_protocol: bool):
         super().__init__("cupy")
         self.entered, self.calls, self.modules = [], [], []
-        self.cuda = types.SimpleNamespace(Device=partial(self.enter, "device"), Stream=types.SimpleNamespace())
-        self.cuda.ExternalStream = partial(self.enter, "address")
+        self.cuda = types.SimpleNamespace(Stream=types.SimpleNamespace())
+        self.cuda.ExternalStream = partial(Entered, self.entered, "address")
         if with_protocol:
-            self.cuda.Stream.from_external = partial(self.enter, "stream")
-
-    @contextlib.contextmanager
-    def enter(self, *what):
-        self.entered.append(what)
-        yield
-        self.entered.remove(what)
+            self.cuda.Stream.from_external = partial(Entered, self.entered, "stream")
 
     def RawModule(self, **settings):
         self.modules.append(settings)
@@ -193,18 +192,44 @@ class FakeCupy(types.ModuleType):
         return types.SimpleNamespace(get_function=lambda name: call)
 
 
+class Entered:
+    """A context that is in the list while it is entered; it can be entered again."""
+
+    def __init__(self, entered, *what):
+        self.entered, self.what = entered, what
+
+    def __enter__(self):
+        self.entered.append(self.what)
+
+    def __exit__(self, *exception):
+        self.entered.remove(self.what)
+
+
 @pytest.mark.parametrize("with_protocol", [True, False])
 def test_launch_uses_the_device_and_the_stream_of_torch(with_protocol, monkeypatch):
-    cupy = FakeCupy(with_protocol)
+    cupy, current = FakeCupy(with_protocol), [0]
     stream = types.SimpleNamespace(cuda_stream=4321, device_index=1, __cuda_stream__=lambda: (0, 4321))
     monkeypatch.setitem(sys.modules, "cupy", cupy)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream if device.index == 1 else None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream if device == current[-1] == 1 else None)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 4321 if device == 1 else 0, raising=False)
+
+    @contextlib.contextmanager
+    def guard(device):
+        current.append(device)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", guard)
     backend.compiled.cache_clear()
+    backend.external_stream.cache_clear()
     expression = "lif_forward<float, 5, 4, false>"
     for _ in range(2):
-        backend.launch(expression, 7, 256, (np.int64(3),), torch.device("cuda", 1))
+        backend.launch(expression, 7, 256, (np.int64(3),), 1)
     backend.compiled.cache_clear()
+    backend.external_stream.cache_clear()
     on = ("stream", stream) if with_protocol else ("address", 4321, 1)
-    assert cupy.calls == [([("device", 1), on], ((7,), (256,), (3,)))] * 2
+    assert cupy.calls == [([on], ((7,), (256,), (3,)))] * 2
+    assert current == [0]
     (settings,) = cupy.modules
     assert settings == {"code": SOURCE, "options": ("-std=c++17", "--fmad=false"), "name_expressions": (expression,)}

@@ -13,8 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from onespike.functional import BackendUnavailableError, LIFState, backends, single_spike_lif, why_unavailable
 from onespike.functional.backends import AUTO_COMPILES_FROM, resolve_backend
-from onespike.kernels import eager, inductor
-from onespike.kernels.layout import layout_of
+from onespike.functional.lif import plan_of, planned
+from onespike.kernels import inductor
+from onespike.kernels.plan import Switches
 from onespike.kernels.reference import single_spike_lif_ref
 from onespike.spikingjelly import SingleSpikeLIFNode
 
@@ -73,6 +74,9 @@ def seed():
 def five_steps_at_once(monkeypatch):
     """Chunks of 5 steps are the same code as chunks of 20, and compile faster."""
     monkeypatch.setattr(inductor, "MAX_UNROLLED", 5)
+    planned.cache_clear()
+    yield
+    planned.cache_clear()
 
 
 @pytest.mark.parametrize("T", [1, 2, 5, 20])
@@ -141,10 +145,12 @@ def ordered(tensor: torch.Tensor, order: tuple[int, ...]) -> torch.Tensor:
 
 def test_dense_memory_is_not_copied():
     x_seq = draw(5, 2, 4, 4, 3).permute(0, 1, 4, 2, 3)
-    layout = layout_of(x_seq)
-    flat = layout.flat(x_seq).contiguous()
+    plan = plan_of(x_seq, torch.tensor(0.9), torch.tensor(0.8), None, Switches(), "inductor")
+    flat = plan.flat(plan.laid(x_seq))
     assert flat.data_ptr() == x_seq.data_ptr()
-    assert layout.unflat(flat, x_seq).data_ptr() == x_seq.data_ptr()
+    assert flat.is_contiguous()
+    assert plan.result(plan.shaped(flat)).data_ptr() == x_seq.data_ptr()
+    assert plan.shaped(flat).stride() == x_seq.stride()
 
 
 def test_parameters_per_channel_and_mixed():
@@ -181,7 +187,8 @@ def test_no_fused_multiply_add_in_two_million_neurons():
     x_seq = torch.rand(5, 2_000_003) * 0.9 - 0.1
     leak, v_threshold = torch.tensor(0.9173), torch.tensor(0.8231)
     s_seq, (v, fired) = inductor_lif(x_seq, leak, v_threshold)
-    expected, expected_v, expected_fired, _ = eager.forward(x_seq, leak, v_threshold, None, None, True, False)
+    plan = plan_of(x_seq, leak, v_threshold, None, Switches(), "torch")
+    expected, expected_v, expected_fired, _ = plan.forward(x_seq, leak, v_threshold, None, None)
     assert 0.05 < fired.float().mean() < 0.95
     contracted = torch.addcmul(x_seq[1].double(), leak.double(), x_seq[0].double()).float()
     assert (contracted != leak * x_seq[0] + x_seq[1]).float().mean() > 0.01
@@ -224,8 +231,7 @@ def test_another_size_or_mode_does_not_compile_again():
 
 def test_one_kernel_each_way():
     x_seq, grad_s_seq, leak, v_threshold = draw(5, 2**15), draw(5, 2**15), torch.tensor(0.9), torch.tensor(0.8)
-    results = (torch.empty_like(x_seq).unbind(), None, torch.empty_like(x_seq[0]), x_seq[0].to(torch.uint8))
-    forward = (inductor.forward_steps, (x_seq, leak, v_threshold, None, None, *results, True))
+    forward = (inductor.forward_steps, (x_seq, leak, v_threshold, None, None, None, None, True, True, False, True))
     gradients = (None, leak, v_threshold, None, None, None, torch.tensor(0.3), None)
     backward = (inductor.backward_steps, (x_seq, grad_s_seq, *gradients, True, True, True))
     with fresh_cache():

@@ -17,14 +17,13 @@ from onespike.functional import (
     single_spike_lif_ref,
     why_unavailable,
 )
-from onespike.functional.lif import lif_with_trace
+from onespike.functional.lif import Switches, lif
 from onespike.kernels import eager
 
 SWITCHES = [
     dict(zip(("single_spike", "grad_after_spike", "temporal_gradient"), values, strict=True))
     for values in itertools.product([True, False], repeat=3)
 ]
-DEFAULTS = {"gamma": 0.3, "single_spike": True, "grad_after_spike": True, "temporal_gradient": True, "backend": "torch"}
 
 
 def draw(T, shape, seed, drive=0.5, dtype=torch.float32):
@@ -64,25 +63,25 @@ def assert_neither_silent_nor_saturated(fired):
 def test_golden_trace():
     # leak 1/2, V = 1:  U = 3/4; 3/8 + 3/4 = 9/8 (spike); 9/16 + 5/4 - 1 = 13/16; 13/32 + 1 = 45/32 (silent); 45/64 - 1
     x = torch.tensor([0.75, 0.75, 1.25, 1.0, 0.0]).view(5, 1, 1)
-    s_seq, state, v_seq = lif_with_trace(x, 0.5, 1.0, state=None, return_v_seq=True, **DEFAULTS)
+    s_seq, v, fired, v_seq = lif(x, 0.5, 1.0, None, Switches(), "torch", trace=True)
     assert v_seq.flatten().tolist() == [3 / 4, 9 / 8, 13 / 16, 45 / 32, 45 / 64 - 1]
     assert s_seq.flatten().tolist() == [0, 1, 0, 0, 0]
-    assert state.v.item() == 45 / 64 - 1
-    assert state.fired.item() is True
+    assert v.item() == 45 / 64 - 1
+    assert fired.item() is True
     s_seq, _ = single_spike_lif(x, 0.5, 1.0, single_spike=False)
     assert s_seq.flatten().tolist() == [0, 1, 0, 1, 0]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_torch_backend_equals_the_reference(case):
-    check(case, eager.forward, eager.backward)
+    check(case, eager.EagerPlan)
 
 
 @pytest.mark.parametrize("size", [1, 100, 2**16])
 def test_blocks_of_neurons_change_nothing(size, monkeypatch):
     monkeypatch.setattr(eager, "BLOCK_SIZE", size)
     for case in LAYOUTS + PARAMETERS:
-        check(case, eager.forward, eager.backward)
+        check(case, eager.EagerPlan)
 
 
 def test_a_state_that_lies_as_spread_as_the_input():
@@ -100,14 +99,14 @@ def test_a_state_that_lies_as_spread_as_the_input():
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("addcmul_(above, v_threshold, value=-1)", "addcmul_(above, v_threshold, value=1)"),
-        ("threshold_sum -= inner(through_spike", "threshold_sum += inner(through_spike"),
-        ("torch.mul(total, decay, out=decayed)", "torch.mul(total, -decay, out=decayed)"),
+        ("addcmul_(reset, v_threshold, value=-1)", "addcmul_(reset, v_threshold, value=1)"),
+        ("inner(total, v_seq, v_threshold) / v_threshold", "-inner(total, v_seq, v_threshold) / v_threshold"),
+        ("torch.mul(steps[t], leak, out=decayed)", "torch.mul(steps[t], -leak, out=decayed)"),
     ],
 )
 def test_a_planted_error_is_caught(right, wrong, tmp_path):
     broken = planted(eager, right, wrong, tmp_path)
-    assert planted_error_is_caught(broken.forward, broken.backward)
+    assert planted_error_is_caught(broken.EagerPlan)
 
 
 def test_a_potential_at_the_threshold_does_not_fire():
@@ -234,8 +233,8 @@ def test_the_membrane_is_that_of_snntorch_with_subtract_and_delay():
     for current in x:
         _, mem = leaky(current, mem)
         trace.append(mem)
-    _, state, v_seq = lif_with_trace(x, 0.85, 0.9, state=None, return_v_seq=True, **DEFAULTS)
-    assert_neither_silent_nor_saturated(state.fired)
+    _, _, fired, v_seq = lif(x, 0.85, 0.9, None, Switches(), "torch", trace=True)
+    assert_neither_silent_nor_saturated(fired)
     torch.testing.assert_close(v_seq, torch.stack(trace), rtol=1e-6, atol=1e-6)
 
 
@@ -347,7 +346,7 @@ def test_a_network_compiles_without_a_graph_break():
 def test_the_gradient_of_a_membrane_trace_flows():
     x, _, grad_v_seq, _ = draw(5, (2, 10), seed=12)
     found, expected = x.clone().requires_grad_(), x.clone().requires_grad_()
-    lif_with_trace(found, 0.9, 0.8, state=None, return_v_seq=True, **DEFAULTS)[2].backward(grad_v_seq)
+    lif(found, 0.9, 0.8, None, Switches(), "torch", trace=True)[3].backward(grad_v_seq)
     single_spike_lif_ref(expected, torch.tensor(0.9), torch.tensor(0.8))[1].backward(grad_v_seq)
     torch.testing.assert_close(found.grad, expected.grad)
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from parity import plan_for
 
 triton = pytest.importorskip("triton", reason="Triton has no build for this platform")
 backend = pytest.importorskip("onespike.kernels.triton")
 SUITE = Path(__file__).parent / "triton_interpreted.py"
-ONES = ("steps", "row", "tiles", "leak_inner", "leak_count", "threshold_inner")
-OPTIONAL = ("v", "fired", "v_seq", "grad_s_seq", "grad_v", "grad_v_seq", "grad_v_initial")
+ONES = ("steps", "tiles", "leak_inner", "leak_count", "threshold_inner")
+OPTIONAL = ("v", "fired", "v_last", "fired_last", "v_seq", "grad_s_seq", "grad_v", "grad_v_seq", "grad_v_initial")
 
 
 def test_the_interpreter_equals_the_reference():
@@ -29,7 +30,7 @@ def test_the_interpreter_equals_the_reference():
 def test_lowers_for(name, scalar, capability):
     kernel = getattr(backend, name)
     of_scalars, of_bools = {"x_seq", "s_seq", "grad_s_seq", "grad_x_seq"}, {"fired", "fired_last"}
-    indices = {"steps", "row", "size", "tiles"}
+    indices = {"steps", "size", "tiles"}
     for per_neuron, optional, index in ((False, True, "i64"), (True, False, "i32")):
         constants = {"TILE": 1024, "PER_NEURON": per_neuron, "SINGLE_SPIKE": True}
         constants |= {"GRAD_AFTER_SPIKE": optional, "TEMPORAL_GRADIENT": not optional}
@@ -39,7 +40,7 @@ def test_lowers_for(name, scalar, capability):
                 signature[argument], fixed[argument] = "constexpr", 1
             elif argument.isupper() or (not optional and argument in OPTIONAL):
                 signature[argument], fixed[argument] = "constexpr", constants.get(argument)
-            elif argument in indices or argument.endswith(("_stride", "_inner", "_count")):
+            elif argument in indices or argument.endswith(("_inner", "_count")):
                 signature[argument] = index
             elif argument == "gamma":
                 signature[argument] = "fp32"
@@ -56,4 +57,4 @@ def test_lowers_for(name, scalar, capability):
 def test_float64_is_refused():
     x_seq = torch.zeros(2, 3, dtype=torch.float64)
     with pytest.raises(TypeError, match=r'for backend "triton", got torch\.float64: use backend="torch"'):
-        backend.forward(x_seq, torch.tensor(0.9), torch.ones(()), None, None, True, False)
+        plan_for(backend.TritonPlan, x_seq, torch.tensor(0.9), torch.ones(()))

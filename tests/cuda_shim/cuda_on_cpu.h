@@ -18,7 +18,7 @@
 struct Dim {
     unsigned int x;
 };
-static Dim blockIdx, blockDim, threadIdx;
+static Dim gridDim, blockIdx, blockDim, threadIdx;
 
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
@@ -84,6 +84,7 @@ void launch_on_cpu(
     auto call = [&] { kernel(*static_cast<std::remove_cv_t<Arguments>*>(arguments[I])...); };
     call_kernel = [](void* bound) { (*static_cast<decltype(call)*>(bound))(); };
     kernel_call = &call;
+    gridDim.x = blocks;
     blockDim.x = threads;
     for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) run_block(threads);
 }

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from onespike.conversion.chain import NEURON, Layer, check_images
 from onespike.functional import Readout
 from onespike.functional.checks import check_T
-from onespike.spikingjelly import SpikeTimeReadout, project_net
+from onespike.spikingjelly import SingleSpikeLIFNode, SpikeTimeReadout, project_net
 
 
 class CorruptModelError(ValueError):
@@ -22,8 +22,8 @@ class SpikingNetwork(base.MemoryModule):
     """A feed-forward spiking network: images [N, *] -> `Readout` of potential and spike time, each [N, K].
 
     `encoder`, `body` and `readout` are ordinary SpikingJelly modules and may be used, swapped or hooked on their own. In step
-    mode "m" every call is a presentation of its own and starts from a clean state. In mode "s" each call is one step;
-    `reset()` starts over.
+    mode "m" every call is a presentation of its own and starts from a clean state, so the nodes do not keep theirs
+    (`keep_state` is False: the state costs time and memory). In mode "s" each call is one step; `reset()` starts over.
 
     Args:
         encoder: [N, *] -> [T, N, *], with an attribute `T`.
@@ -41,6 +41,9 @@ class SpikingNetwork(base.MemoryModule):
         self.encoder = encoder
         self.body = nn.Sequential(*modules)
         self.readout = readout
+        for module in self.body.modules():
+            if isinstance(module, SingleSpikeLIFNode):
+                module.keep_state = False
 
     @property
     def T(self) -> int:

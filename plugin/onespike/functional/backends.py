@@ -7,8 +7,13 @@ import shutil
 
 import torch
 
-KERNELS = {"torch": "onespike.kernels.eager"} | {name: f"onespike.kernels.{name}" for name in ("inductor", "cupy", "triton")}
-"""The module of each implementation: it has `forward`, and `backward`, which computes the potentials again from x_seq."""
+KERNELS = {
+    "torch": ("onespike.kernels.eager", "EagerPlan"),
+    "inductor": ("onespike.kernels.inductor", "InductorPlan"),
+    "cupy": ("onespike.kernels.cupy", "CupyPlan"),
+    "triton": ("onespike.kernels.triton", "TritonPlan"),
+}
+"""Module and class of each implementation, a `Plan`."""
 
 BACKENDS = tuple(KERNELS)
 """The names of the implementations; "auto" stands for the fastest usable one of them."""

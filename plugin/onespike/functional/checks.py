@@ -1,5 +1,7 @@
 """Argument checks shared by the functional layer: each error names the argument, the rule and the value."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -81,8 +83,8 @@ def can_look_at(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def broadcasts(value: Tensor, to: Tensor) -> bool:
-    """Whether `value` broadcasts to the shape of `to` without enlarging it."""
-    return value.dim() <= to.dim() and all(
-        size in (1, wanted) for size, wanted in zip(reversed(value.shape), reversed(to.shape), strict=False)
+def broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
+    """Whether `shape` broadcasts to the shape `to` without enlarging it."""
+    return len(shape) <= len(to) and all(
+        size in (1, wanted) for size, wanted in zip(reversed(shape), reversed(to), strict=False)
     )

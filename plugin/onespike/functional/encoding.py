@@ -107,7 +107,7 @@ def range_of(x: Tensor, intensity_range: IntensityRange) -> tuple[Tensor, Tensor
         dims = tuple(range(first, x.dim()))
         return x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
     for name, bound in zip(("low", "high"), parsed, strict=True):
-        if not broadcasts(bound, x):
+        if not broadcasts(bound.shape, x.shape):
             raise ValueError(
                 f"intensity_range: {name} must be broadcastable to x, {tuple(x.shape)}, got shape {tuple(bound.shape)}"
                 " (per channel: [C, 1, 1])"

@@ -1,15 +1,18 @@
 """The leaky integrate-and-fire neuron that fires at most once, as a pure function (eqs. 6-8, 19-23)."""
 
+from functools import lru_cache
 from importlib import import_module
-from types import ModuleType
-from typing import NamedTuple
+from math import prod
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
+from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from onespike.functional.backends import KERNELS, resolve_backend
 from onespike.functional.checks import broadcasts, check_floating, check_leak, check_positive, check_threshold
+from onespike.kernels.plan import Plan, Signature, Switches
 from onespike.kernels.reference import state_dtype
 
 MIN_THRESHOLD = 1e-3
@@ -82,64 +85,111 @@ def single_spike_lif(
         BackendUnavailableError: the named backend cannot run here.
         RuntimeError: it is differentiated in forward mode, such as by `torch.func.jvp`.
     """
-    s_seq, state, _ = lif_with_trace(
-        x_seq,
-        leak,
-        v_threshold,
-        state=state,
-        gamma=gamma,
-        single_spike=single_spike,
-        grad_after_spike=grad_after_spike,
-        temporal_gradient=temporal_gradient,
-        backend=backend,
-        return_v_seq=False,
-    )
-    return SingleSpikeLIFOutput(s_seq, state)
+    switches = Switches(gamma, single_spike, grad_after_spike, temporal_gradient)
+    s_seq, v, fired, _ = lif(x_seq, leak, v_threshold, state, switches, backend)
+    return SingleSpikeLIFOutput(s_seq, LIFState(v, fired))
 
 
-def lif_with_trace(
+def lif(
     x_seq: Tensor,
     leak: Tensor | float,
     v_threshold: Tensor | float,
-    *,
     state: LIFState | None,
-    gamma: float,
-    single_spike: bool,
-    grad_after_spike: bool,
-    temporal_gradient: bool,
+    switches: Switches,
     backend: str,
-    return_v_seq: bool,
-) -> tuple[Tensor, LIFState, Tensor]:
-    """Do the work of `single_spike_lif`, and return the membrane trace [T, N, *] too if `return_v_seq`."""
+    *,
+    keep_state: bool = True,
+    trace: bool = False,
+) -> tuple[Tensor, Any, Any, Any]:
+    """Do the work of `single_spike_lif`; return the spikes, the last v and fired if kept, and v_seq [T, N, *] if traced.
+
+    What was not asked for is None, or, where torch traces, a tensor that nobody should use.
+    """
     check_floating("x_seq", x_seq, 2, "[T, N, *]")
-    if x_seq.shape[0] < 1:
-        raise ValueError(f"x_seq must hold at least one time step, T >= 1, got shape {tuple(x_seq.shape)}")
-    check_positive("gamma", gamma)
     leak = as_parameter("leak", leak, x_seq)
     v_threshold = as_parameter("v_threshold", v_threshold, x_seq)
     v, fired = (None, None) if state is None else check_state(state, x_seq)
-    check_no_tangent(x_seq, leak, v_threshold, *(() if v is None else (v,)))
-    name = resolve_backend(backend, x_seq.device.type, x_seq.numel())
-    s_seq, v_last, fired_last, v_seq = torch.ops.onespike.single_spike_lif(
-        x_seq,
-        leak,
-        v_threshold,
-        v,
-        fired,
-        gamma,
-        single_spike,
-        grad_after_spike,
-        temporal_gradient,
-        return_v_seq,
-        name,
-    )
-    return s_seq, LIFState(v_last, fired_last), v_seq
+    trained = (x_seq, leak, v_threshold) if v is None else (x_seq, leak, v_threshold, v)
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        check_no_tangent(*trained)
+    if is_traced(x_seq):
+        name = resolve_backend(backend, x_seq.device.type, x_seq.numel())
+        return torch.ops.onespike.single_spike_lif(x_seq, leak, v_threshold, v, fired, *switches, trace, name)
+    plan = plan_of(x_seq, leak, v_threshold, v, switches, backend, keep_state=keep_state, trace=trace)
+    check_leak("leak", leak)
+    check_threshold("v_threshold", v_threshold)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in trained):
+        aside: list[Tensor] = []
+        s_seq, v_last, v_seq = SingleSpikeLIF.apply(x_seq, leak, v_threshold, v, fired, plan, aside)
+        return s_seq, v_last, aside[0], v_seq
+    return plan.forward(x_seq, leak, v_threshold, v, fired)
 
 
 def check_no_tangent(*tensors: Tensor) -> None:
-    """Raise in forward-mode differentiation: the operator has the reverse mode alone, and torch would return zeros."""
-    if not torch.compiler.is_compiling() and any(unpack_dual(tensor).tangent is not None for tensor in tensors):
+    """Raise where one is differentiated in forward mode: there is the reverse mode alone, and torch would return zeros."""
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
         raise RuntimeError("single_spike_lif has no forward-mode derivative: use torch.autograd.grad, or jacobian")
+
+
+def is_traced(x_seq: Tensor) -> bool:
+    """Whether torch wants an operator to follow: it compiles, exports, transforms functions, or has taken over tensors."""
+    return (
+        torch.compiler.is_compiling()
+        or type(x_seq) not in (Tensor, Parameter)
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def plan_of(
+    x_seq: Tensor,
+    leak: Tensor,
+    v_threshold: Tensor,
+    v: Tensor | None,
+    switches: Switches,
+    backend: str,
+    *,
+    keep_state: bool = True,
+    trace: bool = False,
+) -> Plan:
+    """Return how `backend` does this; worked out once for all calls alike."""
+    return planned(
+        Signature(
+            x_seq.shape,
+            x_seq.stride(),
+            x_seq.dtype,
+            x_seq.device,
+            leak.shape,
+            v_threshold.shape,
+            v is not None,
+            switches,
+            keep_state,
+            trace,
+        ),
+        backend,
+    )
+
+
+@lru_cache(maxsize=512)
+def planned(signature: Signature, backend: str) -> Plan:
+    """Check what `signature` says of the arguments, and make a plan for them.
+
+    Raises:
+        ValueError: a sequence has no step, a parameter does not broadcast to one, or gamma is not above 0.
+        BackendUnavailableError: the named backend cannot run here.
+    """
+    shape, step = tuple(signature.shape), tuple(signature.shape[1:])
+    if not shape[0]:
+        raise ValueError(f"x_seq must hold at least one time step, T >= 1, got shape {shape}")
+    check_positive("gamma", signature.switches.gamma)
+    for name, of_parameter in (("leak", signature.leak), ("v_threshold", signature.v_threshold)):
+        if not broadcasts(of_parameter, step):
+            raise ValueError(f"{name} must be 0-d or broadcastable to [N, *] = {step}, got {tuple(of_parameter)}")
+    elements = prod(shape)
+    name = resolve_backend(backend, signature.device.type, elements)
+    module, kind = KERNELS[name if elements else "torch"]  # plain operators serve inputs without elements
+    return getattr(import_module(module), kind)(signature)
 
 
 def project_parameters(leak: Tensor, v_threshold: Tensor) -> None:
@@ -149,16 +199,11 @@ def project_parameters(leak: Tensor, v_threshold: Tensor) -> None:
 
 
 def as_parameter(name: str, value: Tensor | float, x_seq: Tensor) -> Tensor:
-    """Make `value` a tensor beside `x_seq` and check that it broadcasts to one step of it without enlarging it."""
+    """Make `value` a tensor beside `x_seq`."""
     if not isinstance(value, Tensor):
-        return torch.as_tensor(value, dtype=state_dtype(x_seq.dtype), device=x_seq.device)
+        return torch.full((), value, dtype=state_dtype(x_seq.dtype), device=x_seq.device)
     if value.device != x_seq.device:
         raise ValueError(f"{name} must be on the device of x_seq, {x_seq.device}, got {value.device}")
-    if value.dim() == 0:
-        return value
-    step = x_seq[0]
-    if not broadcasts(value, step):
-        raise ValueError(f"{name} must be 0-d or broadcastable to [N, *] = {tuple(step.shape)}, got {tuple(value.shape)}")
     return value
 
 
@@ -176,6 +221,30 @@ def check_state(state: LIFState, x_seq: Tensor) -> LIFState:
     if fired.dtype != torch.bool:
         raise TypeError(f"state.fired must be a bool tensor, got {fired.dtype}")
     return LIFState(v.to(state_dtype(x_seq.dtype)), fired)
+
+
+class SingleSpikeLIF(torch.autograd.Function):
+    """A plan's forward and backward for autograd: what calls outside of traces run, as an operator costs them more.
+
+    Its outputs are s_seq, v and v_seq; `fired`, which nothing is differentiated by, is handed over in the list `aside`.
+    """
+
+    @staticmethod
+    def forward(ctx, x_seq, leak, v_threshold, v, fired, plan, aside):
+        s_seq, v_last, fired_last, v_seq = plan.forward(x_seq, leak, v_threshold, v, fired)
+        aside.append(fired_last)
+        ctx.plan = plan
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x_seq, leak, v_threshold, v, fired)
+        return s_seq, v_last, v_seq
+
+    @staticmethod
+    def backward(ctx, *grads):
+        if torch.is_grad_enabled():  # a graph of the gradients is wanted: the operator refuses to be differentiated
+            found = differentiate_by_operator(grads, ctx.saved_tensors, ctx.plan.switches, ctx.plan.backend)
+        else:
+            found = ctx.plan.backward(*grads, *ctx.saved_tensors)
+        return *found, None, None, None
 
 
 @torch.library.custom_op("onespike::single_spike_lif", mutates_args=())
@@ -198,7 +267,12 @@ def lif_op(
     """
     check_leak("leak", leak)
     check_threshold("v_threshold", v_threshold)
-    return kernel_of(backend, x_seq).forward(x_seq, leak, v_threshold, v, fired, single_spike, return_v_seq)
+    switches = Switches(gamma, single_spike, grad_after_spike, temporal_gradient)
+    plan = plan_of(x_seq, leak, v_threshold, v, switches, backend, trace=return_v_seq)
+    s_seq, v_last, fired_last, v_seq = plan.forward(x_seq, leak, v_threshold, v, fired)
+    assert v_last is not None
+    assert fired_last is not None
+    return s_seq, v_last, fired_last, x_seq.new_empty(0, dtype=plan.state_dtype) if v_seq is None else v_seq
 
 
 @lif_op.register_fake
@@ -225,9 +299,13 @@ def lif_backward_op(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of x_seq, leak, v_threshold and the initial v ([0] where there was none)."""
-    return kernel_of(backend, x_seq).backward(
-        grad_s_seq, grad_v, grad_v_seq, x_seq, leak, v_threshold, v, fired, gamma, grad_after_spike, temporal_gradient
-    )
+    switches = Switches(gamma, True, grad_after_spike, temporal_gradient)
+    plan = plan_of(x_seq, leak, v_threshold, v, switches, backend)
+    grad_x, *of_parameters, grad_initial = plan.backward(grad_s_seq, grad_v, grad_v_seq, x_seq, leak, v_threshold, v, fired)
+    # An operator's results must own their memory, and have the strides that the fake says.
+    of_leak, of_threshold = (grad.clone() for grad in of_parameters)
+    empty = torch.empty_like(v) if v is not None else x_seq.new_empty(0, dtype=plan.state_dtype)
+    return grad_x, of_leak, of_threshold, empty if grad_initial is None else empty.copy_(grad_initial)
 
 
 @lif_backward_op.register_fake
@@ -236,37 +314,27 @@ def _(grad_s_seq, grad_v, grad_v_seq, x_seq, leak, v_threshold, v, fired, gamma,
     return torch.empty_like(x_seq), torch.empty_like(leak), torch.empty_like(v_threshold), grad_initial
 
 
-def kernel_of(backend: str, x_seq: Tensor) -> ModuleType:
-    """Import the module that runs a backend; plain operators serve inputs without elements."""
-    return import_module(KERNELS[backend if x_seq.numel() else "torch"])
-
-
 def setup_context(ctx, inputs, output) -> None:
     """Save the input, from which the backward pass computes the membrane potentials again."""
-    x_seq, leak, v_threshold, v, fired, *ctx.options, ctx.returns_v_seq, ctx.backend = inputs
+    *saved, gamma, single_spike, grad_after_spike, temporal_gradient, ctx.trace, ctx.backend = inputs
+    ctx.switches = Switches(gamma, single_spike, grad_after_spike, temporal_gradient)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x_seq, leak, v_threshold, v, fired)
+    ctx.save_for_backward(*saved)
 
 
 def differentiate(ctx, grad_s_seq, grad_v, grad_fired, grad_v_seq):
     """Turn the gradients of the outputs into those of the inputs of `lif_op`."""
-    gamma, _, grad_after_spike, temporal_gradient = ctx.options
-    x_seq, leak, v_threshold, v, fired = ctx.saved_tensors
-    grad_x_seq, grad_leak, grad_threshold, grad_initial = torch.ops.onespike.single_spike_lif_backward(
-        grad_s_seq,
-        grad_v,
-        grad_v_seq if ctx.returns_v_seq else None,
-        x_seq,
-        leak,
-        v_threshold,
-        v,
-        fired,
-        gamma,
-        grad_after_spike,
-        temporal_gradient,
-        ctx.backend,
+    grads = (grad_s_seq, grad_v, grad_v_seq if ctx.trace else None)
+    return *differentiate_by_operator(grads, ctx.saved_tensors, ctx.switches, ctx.backend), *[None] * 7
+
+
+def differentiate_by_operator(grads, saved, switches: Switches, backend: str) -> tuple[Any, ...]:
+    """Return the gradients of x_seq, leak, v_threshold and v, through an operator, which traces follow."""
+    gamma, _, grad_after_spike, temporal_gradient = switches
+    *found, grad_initial = torch.ops.onespike.single_spike_lif_backward(
+        *grads, *saved, gamma, grad_after_spike, temporal_gradient, backend
     )
-    return grad_x_seq, grad_leak, grad_threshold, None if v is None else grad_initial, *[None] * 7
+    return *found, None if saved[3] is None else grad_initial
 
 
 lif_op.register_autograd(differentiate, setup_context=setup_context)

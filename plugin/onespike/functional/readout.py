@@ -62,7 +62,7 @@ def spike_time_readout(
         raise ValueError(f"time_gradient must be one of {TIME_GRADIENTS}, got {time_gradient!r}")
     threshold = torch.as_tensor(v_threshold, device=x_seq.device).to(state_dtype(x_seq.dtype))
     check_threshold("v_threshold", threshold)
-    if not broadcasts(threshold, x_seq[0]):
+    if not broadcasts(threshold.shape, x_seq.shape[1:]):
         raise ValueError(f"v_threshold must be 0-d or broadcastable to [N, K], got shape {tuple(threshold.shape)}")
 
     v_seq = x_seq.to(threshold.dtype).cumsum(0)

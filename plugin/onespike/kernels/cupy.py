@@ -1,71 +1,22 @@
 """The "cupy" backend: the kernels of lif.cu, compiled by CuPy and launched on torch's memory and current stream.
 
 Two passes over memory in all: the forward pass reads x and writes the spikes, the backward pass reads x and the gradient
-of the spikes and writes that of x. Both walk tensors in the order in which they lie in memory (see `layout`).
+of the spikes and writes that of x. Both walk tensors in the order in which they lie in memory (see `plan`).
 
 CuPy compiles with flush-to-zero, so potentials below 1.2e-38 count as 0 here. No spike depends on that as long as
 thresholds are not themselves that small.
 """
 
-import functools
+from functools import cache, lru_cache
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from onespike.kernels.layout import Layout, check_dtype, layout_of, shared_values, step_stride
-
-POINTER, INDEX, FLOAT, BOOL = np.uint64, np.int64, np.float32, np.bool_
-
-SHARED_ARGUMENTS = {
-    "x_seq": POINTER,
-    "x_stride": INDEX,
-    "leak_values": POINTER,
-    "leak_inner": INDEX,
-    "leak_count": INDEX,
-    "threshold_values": POINTER,
-    "threshold_inner": INDEX,
-    "threshold_count": INDEX,
-    "v": POINTER,
-    "fired": POINTER,
-}
-ARGUMENTS: dict[str, dict[str, Any]] = {
-    "lif_forward": SHARED_ARGUMENTS
-    | {
-        "s_seq": POINTER,
-        "v_last": POINTER,
-        "fired_last": POINTER,
-        "v_seq": POINTER,
-        "steps": INDEX,
-        "row": INDEX,
-        "size": INDEX,
-        "single_spike": BOOL,
-    },
-    "lif_backward": {
-        "grad_s_seq": POINTER,
-        "grad_s_stride": INDEX,
-        "grad_v": POINTER,
-        "grad_v_seq": POINTER,
-        "grad_v_stride": INDEX,
-    }
-    | SHARED_ARGUMENTS
-    | {
-        "checkpoints": POINTER,
-        "grad_x_seq": POINTER,
-        "leak_sums": POINTER,
-        "threshold_sums": POINTER,
-        "grad_v_initial": POINTER,
-        "steps": INDEX,
-        "row": INDEX,
-        "size": INDEX,
-        "gamma": FLOAT,
-        "grad_after_spike": BOOL,
-        "temporal_gradient": BOOL,
-    },
-}
-"""The kernels' parameters in the order of lif.cu, with the type each is passed as."""
+from onespike.kernels.gpu import GpuPlan
+from onespike.kernels.plan import Signature
 
 SCALARS = {torch.float32: "float", torch.float16: "__half", torch.bfloat16: "bfloat16"}
 OPTIONS = ("-std=c++17", "--fmad=false")
@@ -73,172 +24,95 @@ SEGMENT = 16  # as in lif.cu: up to so many steps are known to the compiler, lon
 MAX_BLOCK = 256
 
 
-def forward(
-    x_seq: Tensor,
-    leak: Tensor,
-    v_threshold: Tensor,
-    v: Tensor | None,
-    fired: Tensor | None,
-    single_spike: bool,
-    return_v_seq: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return s_seq [T, N, *], the last v [N, *], fired [N, *] and v_seq [T, N, *] ([0] unless asked for).
-
-    Raises:
-        TypeError: x_seq is not float32, float16 or bfloat16.
-    """
-    check_dtype(x_seq, "cupy")
-    s_seq = torch.empty_like(x_seq)
-    v_seq = torch.empty_like(x_seq, dtype=torch.float32) if return_v_seq else x_seq.new_empty(0, dtype=torch.float32)
-    v_last = torch.empty_like(x_seq[0], dtype=torch.float32)
-    fired_last = torch.empty_like(x_seq[0], dtype=torch.bool)
-    layout = layout_of(s_seq, leak, v_threshold)
-    flat_s, flat_v, flat_fired = layout.flat(s_seq), layout.flat_step(v_last), layout.flat_step(fired_last)
-    flat_trace = layout.flat(v_seq) if return_v_seq else None
-    values = shared_values(layout, x_seq, leak, v_threshold, v, fired)
-    values |= {"s_seq": flat_s, "v_last": flat_v, "fired_last": flat_fired, "v_seq": flat_trace, "single_spike": single_spike}
-    run("lif_forward", geometry(layout, x_seq, values), x_seq, values)
-    if flat_trace is not None:
-        layout.give_back(flat_trace, v_seq)
-    return (
-        layout.give_back(flat_s, s_seq),
-        layout.give_back_step(flat_v, v_last),
-        layout.give_back_step(flat_fired, fired_last),
-        v_seq,
-    )
-
-
-def backward(
-    grad_s_seq: Tensor | None,
-    grad_v: Tensor | None,
-    grad_v_seq: Tensor | None,
-    x_seq: Tensor,
-    leak: Tensor,
-    v_threshold: Tensor,
-    v: Tensor | None,
-    fired: Tensor | None,
-    gamma: float,
-    grad_after_spike: bool,
-    temporal_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of x_seq, leak, v_threshold and the initial v ([0] where there was none).
-
-    The potentials are computed again from x_seq; the equations stand in `eager.backward`. The sums of the parameters'
-    gradients are taken in a fixed order, so they are the same in every run.
-
-    Raises:
-        TypeError: x_seq is not float32, float16 or bfloat16.
-    """
-    check_dtype(x_seq, "cupy")
-    grad_x_seq = torch.empty_like(x_seq)
-    grad_initial = x_seq.new_empty(0, dtype=torch.float32) if v is None else torch.empty_like(v, dtype=torch.float32)
-    layout = layout_of(grad_x_seq, leak, v_threshold)
-    flat_x, flat_initial = layout.flat(grad_x_seq), None if v is None else layout.flat_step(grad_initial)
-    flat_s = None if grad_s_seq is None else layout.flat(grad_s_seq.to(x_seq.dtype))
-    flat_trace = None if grad_v_seq is None else layout.flat(grad_v_seq.to(torch.float32))
-    values = shared_values(layout, x_seq, leak, v_threshold, v, fired)
-    values |= {
-        "grad_s_seq": flat_s,
-        "grad_s_stride": step_stride(flat_s),
-        "grad_v": None if grad_v is None else layout.flat_step(grad_v.to(torch.float32)),
-        "grad_v_seq": flat_trace,
-        "grad_v_stride": step_stride(flat_trace),
-        "grad_x_seq": flat_x,
-        "grad_v_initial": flat_initial,
-        "gamma": gamma,
-        "grad_after_spike": grad_after_spike,
-        "temporal_gradient": temporal_gradient,
-    }
-    launch = geometry(layout, x_seq, values)
-    parts = (layout.neurons, 1) if launch.per_neuron else (layout.rows, launch.blocks // max(layout.rows, 1))
-    leak_sums, threshold_sums = flat_x.new_empty(parts, dtype=torch.float32), flat_x.new_empty(parts, dtype=torch.float32)
-    later_segments = (len(x_seq) - 1) // SEGMENT
-    values |= {
-        "checkpoints": flat_x.new_empty(later_segments, layout.neurons, dtype=torch.float32),
-        "leak_sums": leak_sums,
-        "threshold_sums": threshold_sums,
-    }
-    run("lif_backward", launch, x_seq, values)
-    if flat_initial is not None:
-        layout.give_back_step(flat_initial, grad_initial)
-    return (
-        layout.give_back(flat_x, grad_x_seq),
-        layout.sum_rows(leak_sums, leak),
-        layout.sum_rows(threshold_sums, v_threshold),
-        grad_initial,
-    )
-
-
-class Geometry(NamedTuple):
-    """How a kernel is cut into threads.
+class CupyPlan(GpuPlan):
+    """The neuron in lif.cu.
 
     Attributes:
-        lanes: neighbouring neurons of a thread; more than one where every address allows 16-byte accesses.
-        per_neuron: whether each neuron has its own parameters.
-        blocks: number of blocks.
-        threads: threads of a block, a power of two.
+        lanes: neighbouring neurons of a thread where addresses allow accesses of 16 bytes; elsewhere it is one.
+        of_forward, of_backward: the kernels' arguments after the tensors.
     """
 
-    lanes: int
-    per_neuron: bool
-    blocks: int
-    threads: int
+    backend = "cupy"
+
+    def __init__(self, signature: Signature) -> None:
+        super().__init__(signature)
+        wide = 8 if self.dtype.itemsize == 2 and self.steps <= 8 and not self.per_neuron else 4  # what registers hold
+        self.lanes = 1 if self.neurons % wide else wide
+        self.wide = {name: self.of_lanes(name, self.lanes) for name in ("lif_forward", "lif_backward")}
+        numbers, switches = (*self.indexing, self.steps, self.neurons), self.switches
+        self.of_forward = *numbers, np.bool_(switches.single_spike)
+        self.of_backward = (
+            *numbers,
+            np.float32(switches.gamma),
+            np.bool_(switches.grad_after_spike),
+            np.bool_(switches.temporal_gradient),
+        )
+
+    def launch_forward(self, *tensors: Tensor | None) -> None:
+        pointers, lanes = self.addresses(tensors)
+        launch(*self.instance("lif_forward", lanes), (*pointers, *self.of_forward), self.device.index)
+
+    def launch_backward(self, *tensors: Tensor | None) -> Tensor:
+        pointers, lanes = self.addresses(tensors)
+        expression, blocks, threads = self.instance("lif_backward", lanes)
+        parts = self.neurons if self.per_neuron else blocks
+        sums = torch.empty((2, parts), dtype=torch.float32, device=self.device)
+        kept = (self.steps - 1) // SEGMENT  # U at the start of each segment but the first, where T is not known to the compiler
+        checkpoints = torch.empty((kept, self.neurons), dtype=torch.float32, device=self.device) if kept else None
+        scratch = sums.data_ptr(), 0 if checkpoints is None else checkpoints.data_ptr()
+        launch(expression, blocks, threads, (*pointers, *scratch, *self.of_backward), self.device.index)
+        return sums
+
+    def addresses(self, tensors: tuple[Tensor | None, ...]) -> tuple[list[int], int]:
+        """Return the addresses, and how many lanes they allow; leak and threshold, the last two, are read one by one."""
+        pointers = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+        together = 0
+        for pointer in pointers[:-2]:
+            together |= pointer
+        return pointers, 1 if together & 15 else self.lanes
+
+    def instance(self, name: str, lanes: int) -> tuple[str, int, int]:
+        """Return an instance of kernel `name`, and its numbers of blocks and of threads of a block, a power of two."""
+        return self.wide[name] if lanes == self.lanes else self.of_lanes(name, lanes)
+
+    def of_lanes(self, name: str, lanes: int) -> tuple[str, int, int]:
+        """Work out `instance`."""
+        threads = min(MAX_BLOCK, max(32, 1 << (-(-self.neurons // lanes) - 1).bit_length()))
+        steps = self.steps if self.steps <= SEGMENT else 0
+        expression = f"{name}<{SCALARS[self.dtype]}, {steps}, {lanes}, {str(self.per_neuron).lower()}>"
+        return expression, -(-self.neurons // (threads * lanes)), threads
 
 
-def geometry(layout: Layout, x_seq: Tensor, values: dict[str, Any]) -> Geometry:
-    """Choose the widest accesses that the addresses allow, and blocks that stay within a row."""
-    per_neuron = layout.row == 1
-    span, spans = (layout.neurons, 1) if per_neuron else (layout.row, layout.rows)
-    lanes = 8 if x_seq.element_size() == 2 and len(x_seq) <= 8 and not per_neuron else 4  # what registers hold
-    walked = [values[name] for name in values.keys() - {"leak_values", "threshold_values"} if isinstance(values[name], Tensor)]
-    strides = [value for name, value in values.items() if name.endswith("_stride")]
-    if any(tensor.data_ptr() % 16 for tensor in walked) or any(stride % lanes for stride in (span, *strides)):
-        lanes = 1
-    threads = min(MAX_BLOCK, max(32, 1 << (-(-span // lanes) - 1).bit_length()))
-    return Geometry(lanes, per_neuron, spans * -(-span // (threads * lanes)), threads)
-
-
-def run(name: str, cut: Geometry, x_seq: Tensor, values: dict[str, Any]) -> None:
-    """Launch kernel `name` with `values` in the order and the types of its signature."""
-    if cut.blocks == 0:
+def launch(expression: str, blocks: int, threads: int, arguments: tuple[Any, ...], device: int) -> None:
+    """Put one instance of a kernel template on torch's current stream of a CUDA device."""
+    if device != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            launch(expression, blocks, threads, arguments, device)
         return
-    steps = len(x_seq) if len(x_seq) <= SEGMENT else 0
-    expression = f"{name}<{SCALARS[x_seq.dtype]}, {steps}, {cut.lanes}, {str(cut.per_neuron).lower()}>"
-    arguments = []
-    for argument, kind in ARGUMENTS[name].items():
-        value = values[argument]
-        arguments.append(kind(value.data_ptr() if isinstance(value, Tensor) else value or 0))
-    launch(expression, cut.blocks, cut.threads, tuple(arguments), x_seq.device)
+    with external_stream(device, torch._C._cuda_getCurrentRawStream(device)):
+        compiled(expression, device)((blocks,), (threads,), arguments)
 
 
-def launch(expression: str, blocks: int, threads: int, arguments: tuple[Any, ...], device: torch.device) -> None:
-    """Put one instance of a kernel template on torch's current stream of `device`."""
+@lru_cache
+def external_stream(device: int, address: int) -> Any:
+    """Make torch's current stream, at `address`, CuPy's, by the stream protocol where both know it."""
     import cupy  # noqa: PLC0415, an optional dependency that `import onespike` must not need
 
-    with cupy.cuda.Device(device.index):
-        kernel = compiled(expression, device.index)
-        with external_stream(torch.cuda.current_stream(device)):
-            kernel((blocks,), (threads,), arguments)
-
-
-def external_stream(stream: torch.cuda.Stream) -> Any:
-    """Make torch's stream CuPy's, by the stream protocol where both know it, else by its address."""
-    import cupy  # noqa: PLC0415
-
+    stream = torch.cuda.current_stream(device)
     if hasattr(cupy.cuda.Stream, "from_external") and hasattr(stream, "__cuda_stream__"):
         return cupy.cuda.Stream.from_external(stream)
-    return cupy.cuda.ExternalStream(stream.cuda_stream, stream.device_index)
+    return cupy.cuda.ExternalStream(address, device)
 
 
-@functools.cache
-def compiled(expression: str, device: int) -> Any:
-    """Compile one instance of a kernel template for `device`; CuPy also keeps it on disk, from run to run."""
+@cache
+def compiled(expression: str, device: int) -> Any:  # noqa: ARG001, a kernel belongs to the device that is current
+    """Compile one instance of a kernel template; CuPy also keeps it on disk, from run to run."""
     import cupy  # noqa: PLC0415
 
-    with cupy.cuda.Device(device):
-        return cupy.RawModule(code=source(), options=OPTIONS, name_expressions=(expression,)).get_function(expression)
+    return cupy.RawModule(code=source(), options=OPTIONS, name_expressions=(expression,)).get_function(expression)
 
 
+@cache
 def source() -> str:
     """The text of lif.cu."""
     return resources.files("onespike.kernels").joinpath("lif.cu").read_text(encoding="utf-8")

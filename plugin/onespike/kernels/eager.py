@@ -1,57 +1,116 @@
 """The "torch" backend: eqs. 6-8 and their hand-written BPTT in plain torch operators, on any device.
 
-The order of the operations on U is fixed, `(leak * U + x) - V * reset`, each rounded on its own, so that other
-backends can be bit-identical to it. "Above the threshold" and "still waiting to fire" are 0 or 1 in the dtype of U, since
-torch is slow with bools. On a CPU neurons are taken through all steps in blocks that stay in the cache; the backward pass
-keeps the input alone and computes U again there.
+The order of the operations on U is fixed, `(leak * U + x) - V * reset`, each rounded on its own, so that other backends can be
+bit-identical to it. "Above the threshold" and "still waiting to fire" are 0 or 1 in the dtype of U, since torch is slow with
+bools. Only what has to goes step by step: small layers cost what their operators cost to call. On a CPU, neurons are taken
+through all steps in blocks that stay in the cache.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from onespike.kernels.reference import state_dtype
+from onespike.kernels.plan import Plan, Switches
 
-BLOCK_SIZE = 2**16
-"""Neurons per thread that are taken through all steps together on a CPU, in whole rows of N.
+BLOCK_SIZE = 2**15
+"""Neurons per thread that are taken through all steps together on a CPU.
 
 Small enough for the cache, and large enough for torch to share each operator among the threads.
 """
 
 
-def forward(
+class EagerPlan(Plan):
+    """The neuron in torch operators."""
+
+    backend = "torch"
+
+    def forward(
+        self, x_seq: Tensor, leak: Tensor, v_threshold: Tensor, v: Tensor | None, fired: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        s_seq, v_last, fired_last, v_seq = self.new_outputs()
+        inputs = self.laid(x_seq), self.parameter(leak), self.parameter(v_threshold), self.laid(v), self.laid(fired)
+        for tensors in self.blocks(*inputs, s_seq, v_last, fired_last, v_seq):
+            forward_block(self.switches.single_spike, *tensors)
+        return self.result(s_seq), v_last, fired_last, self.result(v_seq)
+
+    def backward(
+        self,
+        grad_s_seq: Tensor | None,
+        grad_v: Tensor | None,
+        grad_v_seq: Tensor | None,
+        x_seq: Tensor,
+        leak: Tensor,
+        v_threshold: Tensor,
+        v: Tensor | None,
+        fired: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        grad_x, grad_initial = self.new_sequence(self.dtype), None if v is None else self.new_step(self.state_dtype)
+        gradients = self.laid(grad_s_seq), self.laid(grad_v), self.laid(grad_v_seq)
+        inputs = self.laid(x_seq), self.parameter(leak), self.parameter(v_threshold), self.laid(v), self.laid(fired)
+        height = self.height(inputs[2])
+        blocks = self.blocks(*gradients, *inputs, grad_x, grad_initial, height)
+        sums = [backward_block(self.switches, *tensors) for tensors in blocks]
+        of_leak, of_threshold = zip(*sums, strict=True)
+        return (
+            self.result(grad_x),
+            self.gradient(self.together(of_leak), leak),
+            self.gradient(self.together(of_threshold), v_threshold),
+            grad_initial,
+        )
+
+    def blocks(self, *tensors: Tensor | None) -> Iterator[list[Any]]:
+        """View the tensors flat, and cut their M into blocks that stay in the cache of a CPU; numbers stay whole."""
+        size = BLOCK_SIZE * torch.get_num_threads() if self.device.type == "cpu" else self.neurons
+        flat = [tensor if tensor is None or not tensor.dim() else self.flat(tensor) for tensor in tensors]
+        if self.neurons <= size:
+            yield flat
+            return
+        for start in range(0, self.neurons, size):
+            yield [tensor if tensor is None or not tensor.dim() else tensor[..., start : start + size] for tensor in flat]
+
+    def together(self, parts: tuple[Tensor, ...]) -> Tensor:
+        """Join the blocks' gradients of a parameter: add up those of one number."""
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat(parts) if self.per_neuron else torch.stack(parts).sum(0)
+
+
+def forward_block(
+    single_spike: bool,
     x_seq: Tensor,
     leak: Tensor,
     v_threshold: Tensor,
     v: Tensor | None,
     fired: Tensor | None,
-    single_spike: bool,
-    return_v_seq: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return s_seq [T, N, *], the last v [N, *], fired [N, *] and v_seq [T, N, *] ([0] unless asked for)."""
-    dtype = state_dtype(x_seq.dtype)
-    leak, v_threshold = leak.to(dtype), v_threshold.to(dtype)
-    s_seq, v_last = torch.empty_like(x_seq), torch.empty_like(x_seq[0], dtype=dtype)
-    v_seq = torch.empty_like(x_seq, dtype=dtype) if return_v_seq else v_last.new_empty(0)
-    fired_last = torch.empty_like(x_seq[0], dtype=torch.bool)
-    for rows in blocks(x_seq):
-        s_steps, v_now = s_seq[:, rows], v_last[rows]
-        decay, threshold = of_rows(leak, rows, x_seq), of_rows(v_threshold, rows, x_seq)
-        initial = None if v is None else v[rows]
-        waiting = waiting_to_fire(fired, rows, v_now)
-        for t, above in enumerate(charge([v_now] * len(x_seq), x_seq[:, rows], decay, threshold, initial)):
-            if single_spike:
-                waiting.sub_(torch.mul(above, waiting, out=s_steps[t]))
-            else:
-                waiting.mul_(1 - s_steps[t].copy_(above))
-            if return_v_seq:
-                v_seq[t, rows] = v_now
-        fired_last[rows] = waiting == 0
-    return s_seq, v_last, fired_last, v_seq
+    s_seq: Tensor,
+    v_last: Tensor | None,
+    fired_last: Tensor | None,
+    v_seq: Tensor | None,
+) -> None:
+    """Write spikes [T, M] and, where asked for, the last v and fired [M] and the potentials [T, M]."""
+    x_steps, s_steps = x_seq.unbind(), s_seq.unbind()
+    now = torch.empty_like(x_steps[0], dtype=leak.dtype) if v_last is None else v_last
+    v_steps = [now] * len(x_steps) if v_seq is None else v_seq.unbind()
+    waiting = torch.ones_like(now) if fired is None else torch.logical_not(fired, out=torch.empty_like(now))
+    above = torch.empty_like(now) if v is None else torch.gt(v, v_threshold, out=torch.empty_like(now))
+    for now, x, spikes in zip(v_steps, x_steps, s_steps, strict=True):
+        charge(now, v, x, leak, v_threshold, above)
+        torch.gt(now, v_threshold, out=above)
+        if single_spike:
+            waiting.sub_(torch.mul(above, waiting, out=spikes))
+        else:
+            waiting.mul_(1 - spikes.copy_(above))
+        v = now
+    if v_last is not None and v_seq is not None:
+        v_last.copy_(now)
+    if fired_last is not None:
+        torch.eq(waiting, 0, out=fired_last)
 
 
-def backward(
+def backward_block(
+    switches: Switches,
     grad_s_seq: Tensor | None,
     grad_v: Tensor | None,
     grad_v_seq: Tensor | None,
@@ -60,110 +119,75 @@ def backward(
     v_threshold: Tensor,
     v: Tensor | None,
     fired: Tensor | None,
-    gamma: float,
-    grad_after_spike: bool,
-    temporal_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of x_seq, leak, v_threshold and the initial v ([0] where there was none).
+    grad_x: Tensor,
+    grad_initial: Tensor | None,
+    height: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Write the gradients of x_seq [T, M] and of the initial v [M], and return those of leak and v_threshold, 0-d or [M].
 
-    With G^t = dL/dU^t, S^t = gamma * max(0, 1 - |U^t / V - 1|) and G^{T+1} the gradient of the returned state:
-        G^t     = gO^t * S^t / V + leak * G^{t+1}          (temporal_gradient=False drops the second term)
-        dL/dx^t = G^t
-        dL/dleak = sum_t <G^t, U^{t-1}>
-        dL/dV    = sum_t [ -<gO^t * S^t, U^t> / V^2 - <G^t, 1[U^{t-1} > V]> ]
-
-    S^t / V is taken as gamma / V^2 * max(0, min(U^t, 2 V - U^t)), which costs fewer operators.
+    S^t / V is taken as gamma / V^2 * max(0, min(U^t, 2 V - U^t)), which costs fewer operators; `height` is gamma / V^2.
     """
-    dtype = state_dtype(x_seq.dtype)
-    leak32, v_threshold32 = leak.to(dtype), v_threshold.to(dtype)
-    grad_x_seq = torch.empty_like(x_seq)
-    grad_leak, grad_threshold = torch.zeros_like(leak32), torch.zeros_like(v_threshold32)
-    grad_initial = x_seq.new_empty(0, dtype=dtype) if v is None else torch.zeros_like(v)
-    for rows in blocks(x_seq):
-        decay, threshold = of_rows(leak32, rows, x_seq), of_rows(v_threshold32, rows, x_seq)
-        leak_sum, threshold_sum = of_rows(grad_leak, rows, x_seq), of_rows(grad_threshold, rows, x_seq)
-        v_steps = [torch.empty_like(x_seq[0, rows], dtype=dtype) for _ in x_seq]
-        initial = None if v is None else torch.empty_like(v_steps[0]).copy_(v[rows])  # dense, as `inner` wants it
-        waiting_steps = [waiting_to_fire(fired, rows, v_steps[0])]
-        for above in charge(v_steps, x_seq[:, rows], decay, threshold, initial):
-            if not grad_after_spike:
-                waiting_steps.append(waiting_steps[-1] * (1 - above))
+    v_seq = torch.empty(x_seq.shape, dtype=leak.dtype, device=leak.device)
+    resets = torch.empty_like(v_seq)
+    before, v_steps = v, v_seq.unbind()
+    for now, x, reset in zip(v_steps, x_seq.unbind(), resets.unbind(), strict=True):
+        if before is not None:
+            torch.gt(before, v_threshold, out=reset)
+        charge(now, before, x, leak, v_threshold, reset)
+        before = now
 
-        height, twice = gamma / threshold**2, 2 * threshold
-        scratch, decayed = torch.empty_like(v_steps[0]), torch.empty_like(v_steps[0])
-        carried, through_spike = None if grad_v is None else grad_v[rows], None
-        for t in reversed(range(len(x_seq))):
-            now, before = v_steps[t], v_steps[t - 1] if t else initial
-            if grad_s_seq is not None:
-                through_spike = torch.minimum(now, torch.sub(twice, now, out=scratch), out=scratch).clamp_min_(0).mul_(height)
-                through_spike.mul_(grad_s_seq[t, rows])
-                if not grad_after_spike:
-                    through_spike.mul_(waiting_steps[t])
-                threshold_sum -= inner(through_spike, now, threshold) / threshold
-            total = grad_x_seq[t, rows] if x_seq.dtype == dtype else torch.empty_like(now)
-            write_sum(total, through_spike, carried, None if grad_v_seq is None else grad_v_seq[t, rows])
-            if before is not None:
-                leak_sum += inner(total, before, decay)
-                threshold_sum -= inner(total, torch.gt(before, threshold, out=scratch), threshold)
-            carried = torch.mul(total, decay, out=decayed) if temporal_gradient else None
-            if total.dtype != x_seq.dtype:
-                grad_x_seq[t, rows] = total
-        if v is not None and carried is not None:
-            grad_initial[rows] = carried
-    return grad_x_seq, grad_leak.to(leak.dtype), grad_threshold.to(v_threshold.dtype), grad_initial
-
-
-def charge(
-    v_steps: Sequence[Tensor], x_steps: Iterable[Tensor], leak: Tensor, v_threshold: Tensor, v: Tensor | None
-) -> Iterator[Tensor]:
-    """Write U^t to v_steps[t], which may be the same memory at every t, and yield 1[U^t > V] after each step."""
-    above = torch.empty_like(v_steps[0])
-    if v is not None:
-        torch.gt(v, v_threshold, out=above)
-    for now, x in zip(v_steps, x_steps, strict=True):
-        if v is None:
-            now.copy_(x)
-        else:
-            torch.mul(v, leak, out=now).add_(x).addcmul_(above, v_threshold, value=-1)
-        yield torch.gt(now, v_threshold, out=above)
-        v = now
-
-
-def write_sum(out: Tensor, *terms: Tensor | None) -> None:
-    """Write the sum of the terms, those that are not None, to `out`."""
-    present = [term for term in terms if term is not None]
-    if len(present) > 1:
-        torch.add(present[0], present[1], out=out)
-    elif present:
-        out.copy_(present[0])
+    total = grad_x if grad_x.dtype == leak.dtype and grad_x.is_contiguous() else torch.empty_like(v_seq)
+    if grad_s_seq is None:
+        total.zero_()
+        of_threshold = torch.zeros_like(v_threshold)
     else:
-        out.zero_()
-    for term in present[2:]:
-        out.add_(term)
+        torch.sub(v_threshold + v_threshold, v_seq, out=total)
+        torch.minimum(total, v_seq, out=total).clamp_min_(0).mul_(height).mul_(grad_s_seq)
+        if not switches.grad_after_spike:
+            total.mul_(waiting_to_fire(v_seq, v_threshold, fired))
+        of_threshold = inner(total, v_seq, v_threshold) / v_threshold
+
+    steps, of_trace = total.unbind(), None if grad_v_seq is None else grad_v_seq.unbind()
+    decayed, carried = torch.empty_like(v_steps[0]), grad_v
+    for t in reversed(range(len(steps))):
+        if carried is not None:
+            steps[t].add_(carried)
+        if of_trace is not None:
+            steps[t].add_(of_trace[t])
+        carried = torch.mul(steps[t], leak, out=decayed) if switches.temporal_gradient and (t or v is not None) else None
+    if grad_initial is not None:
+        grad_initial.zero_() if carried is None else grad_initial.copy_(carried)
+    if total is not grad_x:
+        grad_x.copy_(total)
+
+    of_leak = inner(total[1:], v_seq[:-1], leak)
+    of_threshold = of_threshold.add_(inner(total[1:], resets[1:], v_threshold))
+    if v is not None:
+        of_leak = of_leak + inner(total[:1], v[None].to(leak.dtype), leak)
+        of_threshold.add_(inner(total[:1], resets[:1], v_threshold))
+    return of_leak, of_threshold.neg_()
+
+
+def charge(now: Tensor, v: Tensor | None, x: Tensor, leak: Tensor, v_threshold: Tensor, reset: Tensor) -> None:
+    """Write U^t to `now`, which may be the memory of U^{t-1}, `v`; `reset` is 1[U^{t-1} > V]."""
+    if v is None:
+        now.copy_(x)
+    else:
+        decayed = now.mul_(leak) if now is v else torch.mul(v, leak, out=now)
+        decayed.add_(x).addcmul_(reset, v_threshold, value=-1)
+
+
+def waiting_to_fire(v_seq: Tensor, v_threshold: Tensor, fired: Tensor | None) -> Tensor:
+    """Return 1 for the neurons that have not fired before step t, 0 for the others, [T, M]."""
+    below = (v_seq <= v_threshold).to(v_seq.dtype)
+    waiting = torch.ones_like(below)
+    if fired is not None:
+        torch.logical_not(fired, out=waiting[0])
+    for t in range(1, len(waiting)):
+        torch.mul(waiting[t - 1], below[t - 1], out=waiting[t])
+    return waiting
 
 
 def inner(a: Tensor, b: Tensor, parameter: Tensor) -> Tensor:
-    """Sum a * b, of which b is dense in memory, over what `parameter` was broadcast to."""
-    if parameter.numel() == 1 and a.stride() == b.stride():
-        return torch.dot(*(tensor.as_strided((tensor.numel(),), (1,)) for tensor in (a, b))).reshape(parameter.shape)
-    return (a * b).sum_to_size(parameter.shape)
-
-
-def blocks(sequence: Tensor) -> Iterator[slice]:
-    """Cut the N of a sequence [T, N, *] into slices of about `BLOCK_SIZE` neurons per thread on a CPU, into one elsewhere."""
-    count, neurons = sequence.shape[1], sequence[0].numel()
-    size = count
-    if sequence.device.type == "cpu" and neurons:
-        size = BLOCK_SIZE * torch.get_num_threads() * count // neurons
-    size = max(1, size)
-    return (slice(start, start + size) for start in range(0, count, size))
-
-
-def of_rows(parameter: Tensor, rows: slice, sequence: Tensor) -> Tensor:
-    """View the part of a parameter that belongs to these rows of N: all of it, unless it differs along N."""
-    return parameter[rows] if parameter.dim() == sequence.dim() - 1 and parameter.shape[0] > 1 else parameter
-
-
-def waiting_to_fire(fired: Tensor | None, rows: slice, like: Tensor) -> Tensor:
-    """Return 1 for the neurons of these rows that have not fired, 0 for the others, as a tensor like `like`."""
-    return torch.ones_like(like) if fired is None else torch.empty_like(like).copy_(~fired[rows])
+    """Sum a * b, both [T, M] and contiguous, over what `parameter`, 0-d or [M], was broadcast to."""
+    return (a * b).sum(0) if parameter.dim() else torch.dot(a.view(-1), b.view(-1))

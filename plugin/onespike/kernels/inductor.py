@@ -5,7 +5,7 @@ multiplication and an addition into one rounding, so spikes and membrane potenti
 input is kept for the backward pass, which computes the membrane potentials again in registers: per element the
 forward pass reads x and writes O, the backward pass reads x and dL/dO and writes dL/dx, and little else moves.
 
-Tensors are flattened to [T, M] in the order of their memory (see `layout`), so that one compiled function serves every
+Tensors are flattened to [T, M] in the order of their memory (see `plan`), so that one compiled function serves every
 shape. Long sequences are taken in chunks, which write into slices of one result.
 """
 
@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 from torch._inductor import config
 
-from onespike.kernels.layout import Layout, layout_of
-from onespike.kernels.reference import state_dtype
+from onespike.kernels.plan import Plan, Signature
 
 MAX_UNROLLED = 10
 """Steps in one compiled function, whose loop over time is unrolled. More of them compile slowly, and read and write so many
@@ -31,81 +30,111 @@ EXAMPLE_SIZE = 2**15
 """The M of the example on which each function is compiled; any other runs the same code."""
 
 
-def forward(
-    x_seq: Tensor,
-    leak: Tensor,
-    v_threshold: Tensor,
-    v: Tensor | None,
-    fired: Tensor | None,
-    single_spike: bool,
-    return_v_seq: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return s_seq [T, N, *], the last v [N, *], fired [N, *] and v_seq [T, N, *] ([0] unless asked for). x_seq: not empty."""
-    dtype = state_dtype(x_seq.dtype)
-    layout = layout_of(x_seq)
-    flat_x, before = layout.flat(x_seq).contiguous(), flat_state(layout, v, fired, x_seq)
-    flat_s, trace = torch.empty_like(flat_x), torch.empty_like(flat_x, dtype=dtype) if return_v_seq else None
-    parameters = flat_parameters(layout, leak.to(dtype), v_threshold.to(dtype))
-    for steps in chunks(len(x_seq)):
-        after = torch.empty_like(flat_x[0], dtype=dtype), torch.empty_like(flat_x[0], dtype=torch.uint8)
-        results = flat_s[steps].unbind(), None if trace is None else trace[steps].unbind(), *after
-        run_compiled(forward_steps, flat_x[steps], *parameters, *before, *results, single_spike)
-        before = after
-    v_last, fired_last = (layout.unflat_step(tensor, x_seq) for tensor in after)
-    v_seq = v_last.new_empty(0) if trace is None else layout.unflat(trace, x_seq)
-    return layout.unflat(flat_s, x_seq), v_last, fired_last.view(torch.bool), v_seq
+class InductorPlan(Plan):
+    """The neuron in two compiled loops; for at least one neuron."""
 
+    backend = "inductor"
 
-def backward(
-    grad_s_seq: Tensor | None,
-    grad_v: Tensor | None,
-    grad_v_seq: Tensor | None,
-    x_seq: Tensor,
-    leak: Tensor,
-    v_threshold: Tensor,
-    v: Tensor | None,
-    fired: Tensor | None,
-    gamma: float,
-    grad_after_spike: bool,
-    temporal_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of x_seq, leak, v_threshold and the initial v ([0] where there was none)."""
-    dtype = state_dtype(x_seq.dtype)
-    layout = layout_of(x_seq)
-    flat_x, state = layout.flat(x_seq).contiguous(), flat_state(layout, v, fired, x_seq)
-    flat_grad_s = torch.zeros_like(flat_x) if grad_s_seq is None else layout.flat(grad_s_seq).contiguous()
-    flat_grad_trace = None if grad_v_seq is None else layout.flat(grad_v_seq).contiguous()
-    parameters = flat_parameters(layout, leak.to(dtype), v_threshold.to(dtype))
-    height = gamma / parameters[1] ** 2
-    # Loops on the CPU can add up over all neurons, in a fixed order, and so write less; elsewhere torch sums afterwards.
-    # For few neurons inductor would generate other sums, which are not worth a second compilation.
-    sums_inside = parameters[0].dim() == 0 and x_seq.device.type == "cpu" and layout.neurons >= EXAMPLE_SIZE
-    switches = grad_after_spike, temporal_gradient, sums_inside
+    def __init__(self, signature: Signature) -> None:
+        super().__init__(signature)
+        self.chunks = chunks(self.steps)
+        self.programs: dict[Any, Callable] = {}
 
-    cuts, states = chunks(len(x_seq)), [state]
-    for steps in cuts[:-1]:
-        states.append((torch.empty_like(flat_x[0], dtype=dtype), torch.empty_like(flat_x[0], dtype=torch.uint8)))
-        run_compiled(forward_steps, flat_x[steps], *parameters, *states[-2], None, None, *states[-1], True)
-    flat_grad_x = None if len(cuts) == 1 else torch.empty_like(flat_x)
-    sums = []
-    carried: Any = None if grad_v is None else layout.flat_step(grad_v)
-    for steps, state in reversed(list(zip(cuts, states, strict=True))):
-        of_trace = None if flat_grad_trace is None else flat_grad_trace[steps]
-        tensors = flat_x[steps], flat_grad_s[steps], of_trace, *parameters, *state, carried, height
-        out = None if flat_grad_x is None else flat_grad_x[steps].unbind()
-        grad_x, carried, *totals = run_compiled(backward_steps, *tensors, out, *switches)
-        sums.append(totals)
-    return (
-        layout.unflat(grad_x if flat_grad_x is None else flat_grad_x, x_seq),
-        sum_chunks(layout, [of_leak for of_leak, _ in sums], leak),
-        sum_chunks(layout, [of_threshold for _, of_threshold in sums], v_threshold),
-        height.new_empty(0) if v is None else strided_like(v, layout.unflat_step(carried, x_seq)),
-    )
+    def forward(
+        self, x_seq: Tensor, leak: Tensor, v_threshold: Tensor, v: Tensor | None, fired: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        trace, keep_state, single_spike = self.signature.trace, self.signature.keep_state, self.switches.single_spike
+        flat_x, parameters, state = self.flat(self.laid(x_seq)), self.parameters(leak, v_threshold), self.state(v, fired)
+        if len(self.chunks) == 1:
+            s_seq, v_seq, *state = self.run(
+                forward_steps, flat_x, *parameters, *state, None, None, single_spike, True, trace, keep_state
+            )
+        else:
+            s_seq = torch.empty_like(flat_x)
+            v_seq = torch.empty_like(flat_x, dtype=self.state_dtype) if trace else None
+            for steps in self.chunks:
+                results = s_seq[steps].unbind(), None if v_seq is None else v_seq[steps].unbind()
+                _, _, *state = self.run(
+                    forward_steps, flat_x[steps], *parameters, *state, *results, single_spike, True, trace, True
+                )
+        v_last, fired_last = state if keep_state else (None, None)
+        return (
+            self.result(self.shaped(s_seq)),
+            self.shaped(v_last),
+            None if fired_last is None else self.shaped(fired_last).view(torch.bool),
+            self.result(self.shaped(v_seq)),
+        )
 
+    def backward(
+        self,
+        grad_s_seq: Tensor | None,
+        grad_v: Tensor | None,
+        grad_v_seq: Tensor | None,
+        x_seq: Tensor,
+        leak: Tensor,
+        v_threshold: Tensor,
+        v: Tensor | None,
+        fired: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        switches = self.switches
+        flat_x, parameters = self.flat(self.laid(x_seq)), self.parameters(leak, v_threshold)
+        grad_s = torch.zeros_like(flat_x) if grad_s_seq is None else self.flat(self.laid(grad_s_seq))
+        grad_trace = self.flat(self.laid(grad_v_seq))
+        carried: Any = self.flat(self.laid(grad_v))
+        height = self.height(parameters[1])
+        # Loops can add up over all neurons, in a fixed order, and so write less. For few neurons inductor would generate other
+        # sums, which are not worth a second compilation, and on a GPU torch sums better.
+        sums_inside = not self.per_neuron and self.device.type == "cpu" and self.neurons >= EXAMPLE_SIZE
+        options = switches.grad_after_spike, switches.temporal_gradient, sums_inside
 
-def strided_like(v: Tensor, grad: Tensor) -> Tensor:
-    """Return `grad`, which lies in the memory order of x_seq, with the strides of `torch.empty_like(v)`."""
-    return grad if grad.stride() == v.stride() else torch.empty_like(v).copy_(grad)
+        states: list[Any] = [self.state(v, fired)]
+        for steps in self.chunks[:-1]:
+            _, _, *after = self.run(
+                forward_steps, flat_x[steps], *parameters, *states[-1], None, None, True, False, False, True
+            )
+            states.append(after)
+        whole = len(self.chunks) == 1
+        grad_x, totals = None if whole else torch.empty_like(flat_x), []
+        for steps, state in reversed(list(zip(self.chunks, states, strict=True))):
+            of_trace = None if grad_trace is None else grad_trace[steps]
+            tensors = (flat_x, grad_s) if whole else (flat_x[steps], grad_s[steps])
+            out = None if grad_x is None else grad_x[steps].unbind()
+            found, carried, *sums = self.run(
+                backward_steps, *tensors, of_trace, *parameters, *state, carried, height, out, *options
+            )
+            totals.append(sums)
+        of_leak, of_threshold = (total(list(parts), self.per_neuron) for parts in zip(*totals, strict=True))
+        return (
+            self.result(self.shaped(found if grad_x is None else grad_x)),
+            self.gradient(of_leak, leak),
+            self.gradient(of_threshold, v_threshold),
+            None if v is None else self.shaped(carried),
+        )
+
+    def parameters(self, leak: Tensor, v_threshold: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both parameters, each 0-d or each [M]."""
+        return self.parameter(leak), self.parameter(v_threshold)
+
+    def state(self, v: Tensor | None, fired: Tensor | None) -> tuple[Any, Any]:
+        """Return the state as [M]; no state stays None unless there are more chunks, which all shall run the same function."""
+        if v is not None and fired is not None:
+            return self.flat(self.laid(v)), self.flat(self.laid(fired)).view(torch.uint8)
+        if len(self.chunks) == 1:
+            return None, None
+        start = torch.zeros(self.neurons, dtype=self.state_dtype, device=self.device)
+        return start, torch.zeros_like(start, dtype=torch.uint8)
+
+    def run(self, body: Callable, *arguments: Any) -> Any:
+        """Call `body`, compiled for arguments of these kinds."""
+        # Dynamo guards on whether a tensor requires grad or is a view, and on these modes: left as they come, each combination
+        # would compile the same code again.
+        arguments = tuple(map(bare, arguments))
+        key = body, torch.get_num_threads(), *(argument is None for argument in arguments), len(arguments[0])
+        program = self.programs.get(key)
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            if program is None:
+                program = self.programs[key] = compiled(body, key[1], *map(kind_of, arguments))
+            return program(*arguments)
 
 
 def charge(v: Tensor | None, x: Tensor, leak: Tensor, v_threshold: Tensor) -> Tensor:
@@ -121,27 +150,43 @@ def forward_steps(
     fired: Tensor | None,
     s_steps: Sequence[Tensor] | None,
     v_steps: Sequence[Tensor] | None,
-    v_last: Tensor,
-    fired_last: Tensor,
     single_spike: bool,
-) -> None:
-    """Run the steps of x_seq [T, M]; write spikes and potentials, [M] a step, where asked for, and the last v and fired [M].
+    spikes: bool,
+    trace: bool,
+    keep_state: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Run the steps of x_seq [T, M].
 
     `fired` is uint8, and whether a neuron still waits to fire is a 0 or 1 in the dtype of v: inductor's vectorised loops
     store bools so slowly that this would double the time.
+
+    Returns:
+        Spikes and potentials [T, M], if asked for and not to be written to `s_steps` and `v_steps`, [M] a step; the last v and
+        fired [M], if asked for.
     """
-    waiting = torch.ones_like(v_last) if fired is None else 1 - fired.to(leak.dtype)
-    for t, x in enumerate(x_seq.unbind()):
+    waiting = torch.ones_like(x_seq[0], dtype=leak.dtype) if fired is None else 1 - fired.to(leak.dtype)
+    emitted, potentials = [], []
+    for x in x_seq.unbind():
         v = charge(v, x.to(leak.dtype), leak, v_threshold)
         above = v > v_threshold
-        if s_steps is not None:
-            s_steps[t].copy_(torch.where(above, waiting, 0.0) if single_spike else above)
-        if v_steps is not None:
-            v_steps[t].copy_(v)
+        emitted.append((torch.where(above, waiting, 0.0) if single_spike else above).to(x_seq.dtype))
+        potentials.append(v)
         waiting = torch.where(above, 0.0, waiting)
-    assert v is not None
-    v_last.copy_(v)
-    fired_last.copy_(1 - waiting)
+    return (
+        handed_over(emitted, s_steps) if spikes else None,
+        handed_over(potentials, v_steps) if trace else None,
+        v if keep_state else None,
+        (1 - waiting).to(torch.uint8) if keep_state else None,
+    )
+
+
+def handed_over(steps: list[Tensor], out: Sequence[Tensor] | None) -> Tensor | None:
+    """Write the steps [M] to `out`, or return them as one tensor [T, M]."""
+    if out is None:
+        return torch.stack(steps)
+    for to, step in zip(out, steps, strict=True):
+        to.copy_(step)
+    return None
 
 
 def backward_steps(
@@ -159,7 +204,7 @@ def backward_steps(
     temporal_gradient: bool,
     sums_inside: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
-    """Compute U again and go back through the steps of x_seq [T, M] with the equations of `eager.backward`.
+    """Compute U again and go back through the steps of x_seq [T, M] with the equations of `Plan.backward`.
 
     `height` is gamma / V^2: with it, and with one division by V in all, the surrogate needs no division at each step.
 
@@ -196,11 +241,7 @@ def backward_steps(
     grad_threshold = -(through_spikes / v_threshold + through_resets)
     if sums_inside:
         grad_leak, grad_threshold = grad_leak.sum(), grad_threshold.sum()
-    if grad_x_steps is None:
-        return torch.stack(grads[::-1]), None if initial is None else carried, grad_leak, grad_threshold
-    for out, grad in zip(grad_x_steps, reversed(grads), strict=True):
-        out.copy_(grad)
-    return None, carried, grad_leak, grad_threshold
+    return handed_over(grads[::-1], grad_x_steps), None if initial is None else carried, grad_leak, grad_threshold
 
 
 class Kind(NamedTuple):
@@ -233,15 +274,6 @@ def kind_of(argument: Any) -> Any:
     if isinstance(argument, tuple):
         return Slices(Kind(argument[0].dtype, argument[0].device, (len(argument),)))
     return argument
-
-
-def run_compiled(body: Callable, *arguments: Any) -> Any:
-    """Call `body`, compiled for arguments of these kinds."""
-    # Dynamo guards on whether a tensor requires grad or is a view, and on these modes: left as they come, each combination
-    # would compile the same code again.
-    arguments = tuple(map(bare, arguments))
-    with torch.no_grad(), torch.autocast(arguments[0].device.type, enabled=False):
-        return compiled(body, torch.get_num_threads(), *map(kind_of, arguments))(*arguments)
 
 
 def bare(argument: Any) -> Any:
@@ -281,26 +313,7 @@ def chunks(steps: int) -> list[slice]:
     return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
 
 
-def flat_parameters(layout: Layout, leak: Tensor, v_threshold: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both parameters as 0-d tensors, or, unless both are one number, as [M]."""
-    if leak.numel() == v_threshold.numel() == 1:
-        return leak.reshape(()), v_threshold.reshape(())
-    return layout.per_neuron(leak), layout.per_neuron(v_threshold)
-
-
-def flat_state(
-    layout: Layout, v: Tensor | None, fired: Tensor | None, x_seq: Tensor
-) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """Return the state as [M]; no state stays None unless there are more chunks, which all shall run the same function."""
-    if v is not None and fired is not None:
-        return layout.flat_step(v), layout.flat_step(fired.view(torch.uint8))
-    if len(x_seq) <= MAX_UNROLLED:
-        return None, None
-    start = x_seq.new_zeros(layout.neurons, dtype=state_dtype(x_seq.dtype))
-    return start, torch.zeros_like(start, dtype=torch.uint8)
-
-
-def sum_chunks(layout: Layout, grads: list[Tensor], parameter: Tensor) -> Tensor:
-    """Sum the gradients of the chunks, each [M] or 0-d, over what `parameter` was broadcast to."""
-    grad = functools.reduce(torch.add, grads)
-    return grad.reshape(parameter.shape).to(parameter.dtype) if grad.dim() == 0 else layout.sum_neurons(grad, parameter)
+def total(parts: list[Tensor], per_neuron: bool) -> Tensor:
+    """Sum the gradients of the chunks, each 0-d or [M], over the neurons too unless they have parameters of their own."""
+    summed = functools.reduce(torch.add, parts)
+    return summed if per_neuron or summed.dim() == 0 else summed.sum()

@@ -2,10 +2,9 @@
 //
 //     U^t = (leak * U^{t-1} + x^t) - V * 1[U^{t-1} > V]        O^t = 1[U^t > V and never before]
 //
-// Sequences are flat, [steps, size], a step contiguous and steps `..._stride` elements apart; states are [size]. A thread
-// owns LANES neighbouring neurons for all steps. The `size` neurons form rows of `row` neighbours that share leak and
-// threshold: row r reads element (r / inner) % count of the parameter. A block stays within a row, so that one partial sum a
-// block is enough for the gradients of the parameters; PER_NEURON is the case row == 1, where every neuron writes its own.
+// Sequences are flat, [steps, size]; states are [size]. A thread owns LANES neighbouring neurons for all steps. Neuron i reads
+// element (i / inner) % count of a parameter; without PER_NEURON leak and threshold are one number each, and one partial sum a
+// block is enough for their gradients. With it, every neuron writes its own.
 //
 // T is the number of steps where it is known to the compiler, 0 where it is not: such sequences are taken SEGMENT steps at a
 // time. Every operation on U rounds on its own (no fused multiply-add), which makes spikes equal to every other backend's.
@@ -55,25 +54,10 @@ __device__ inline index_t divide(index_t a, index_t b) {
     return ((a | b) >> 32) == 0 ? (index_t)((unsigned int)a / (unsigned int)b) : a / b;
 }
 
-struct Place {
-    index_t neuron;  // the first of this thread's LANES neurons
-    index_t row;     // the row it is in
-    bool inside;
-};
-
 template <int LANES, bool PER_NEURON>
-__device__ inline Place place_of_thread(index_t row, index_t size) {
-    const index_t tile = (index_t)blockDim.x * LANES, offset = (index_t)threadIdx.x * LANES, block = blockIdx.x;
-    if (PER_NEURON) return {block * tile + offset, block * tile + offset, block * tile + offset < size};
-    const index_t tiles = divide(row + tile - 1, tile), r = divide(block, tiles), within = (block - r * tiles) * tile + offset;
-    return {r * row + within, r, within < row};
-}
-
-template <int LANES, bool PER_NEURON>
-__device__ inline void load_parameter(
-    float (&out)[LANES], const float* values, index_t inner, index_t count, const Place& place) {
+__device__ inline void load_parameter(float (&out)[LANES], const float* values, index_t inner, index_t count, index_t neuron) {
     for (int lane = 0; lane < LANES; ++lane) {
-        const index_t group = divide(PER_NEURON ? place.row + lane : place.row, inner);
+        const index_t group = PER_NEURON ? divide(neuron + lane, inner) : 0;
         out[lane] = PER_NEURON || lane == 0 ? values[group - divide(group, count) * count] : out[0];
     }
 }
@@ -91,29 +75,28 @@ __device__ inline float next_u(float u, float x, float leak, float threshold) {
 
 template <typename scalar, int T, int LANES, bool PER_NEURON>
 __global__ void __launch_bounds__(MAX_BLOCK, 1) lif_forward(
-    const scalar* __restrict__ x_seq, index_t x_stride,
-    const float* __restrict__ leak_values, index_t leak_inner, index_t leak_count,
-    const float* __restrict__ threshold_values, index_t threshold_inner, index_t threshold_count,
-    const float* __restrict__ v, const bool* __restrict__ fired,
+    const scalar* __restrict__ x_seq, const float* __restrict__ v, const bool* __restrict__ fired,
     scalar* __restrict__ s_seq, float* __restrict__ v_last, bool* __restrict__ fired_last, float* __restrict__ v_seq,
-    index_t steps, index_t row, index_t size, bool single_spike) {
+    const float* __restrict__ leak_values, const float* __restrict__ threshold_values,
+    index_t leak_inner, index_t leak_count, index_t threshold_inner, index_t threshold_count,
+    index_t steps, index_t size, bool single_spike) {
     constexpr int STEPS = T ? T : SEGMENT;
     if (T) steps = T;
-    const Place place = place_of_thread<LANES, PER_NEURON>(row, size);
-    if (!place.inside) return;
+    const index_t neuron = ((index_t)blockIdx.x * blockDim.x + threadIdx.x) * LANES;
+    if (neuron >= size) return;
 
     float leak[LANES], threshold[LANES];
-    load_parameter<LANES, PER_NEURON>(leak, leak_values, leak_inner, leak_count, place);
-    load_parameter<LANES, PER_NEURON>(threshold, threshold_values, threshold_inner, threshold_count, place);
-    Pack<float, LANES> u = load_or_zero<LANES>(v, place.neuron);
+    load_parameter<LANES, PER_NEURON>(leak, leak_values, leak_inner, leak_count, neuron);
+    load_parameter<LANES, PER_NEURON>(threshold, threshold_values, threshold_inner, threshold_count, neuron);
+    Pack<float, LANES> u = load_or_zero<LANES>(v, neuron);
     Pack<bool, LANES> crossed = Pack<bool, LANES>();
-    if (fired) crossed = load<LANES>(fired + place.neuron);
+    if (fired) crossed = load<LANES>(fired + neuron);
 
     for (index_t start = 0; start < steps; start += STEPS) {
         Pack<scalar, LANES> x[STEPS];
 #pragma unroll
         for (int s = 0; s < STEPS; ++s)
-            if (start + s < steps) x[s] = load<LANES>(x_seq + (start + s) * x_stride + place.neuron);
+            if (start + s < steps) x[s] = load<LANES>(x_seq + (start + s) * size + neuron);
 #pragma unroll
         for (int s = 0; s < STEPS; ++s) {
             if (start + s >= steps) continue;
@@ -125,23 +108,26 @@ __global__ void __launch_bounds__(MAX_BLOCK, 1) lif_forward(
                 from_float(above && !(single_spike && crossed.lane[lane]) ? 1.0f : 0.0f, spikes.lane[lane]);
                 crossed.lane[lane] = crossed.lane[lane] || above;
             }
-            store(s_seq + (start + s) * size + place.neuron, spikes);
-            if (v_seq) store(v_seq + (start + s) * size + place.neuron, u);
+            store(s_seq + (start + s) * size + neuron, spikes);
+            if (v_seq) store(v_seq + (start + s) * size + neuron, u);
         }
     }
-    store(v_last + place.neuron, u);
-    store(fired_last + place.neuron, crossed);
+    if (v_last) store(v_last + neuron, u);
+    if (fired_last) store(fired_last + neuron, crossed);
 }
 
-// Adds up one value a thread in a fixed order; the sum is thread 0's.
-__device__ inline float sum_over_block(float value, float* shared) {
-    shared[threadIdx.x] = value;
+// Adds up two values a thread in a fixed order; the sums are at [0] of the shared arrays once every thread has returned.
+__device__ inline void sum_over_block(float a, float b, float* shared_a, float* shared_b) {
+    shared_a[threadIdx.x] = a;
+    shared_b[threadIdx.x] = b;
     __syncthreads();
     for (unsigned int half = blockDim.x / 2; half > 0; half /= 2) {
-        if (threadIdx.x < half) shared[threadIdx.x] += shared[threadIdx.x + half];
+        if (threadIdx.x < half) {
+            shared_a[threadIdx.x] += shared_a[threadIdx.x + half];
+            shared_b[threadIdx.x] += shared_b[threadIdx.x + half];
+        }
         __syncthreads();
     }
-    return shared[0];
 }
 
 // With S^t = gamma * max(0, 1 - |U^t / V - 1|) and G^{T+1} the gradient of the last state:
@@ -154,37 +140,35 @@ __device__ inline float sum_over_block(float value, float* shared) {
 // before step t is one comparison with the step of its first crossing.
 template <typename scalar, int T, int LANES, bool PER_NEURON>
 __global__ void __launch_bounds__(MAX_BLOCK, 1) lif_backward(
-    const scalar* __restrict__ grad_s_seq, index_t grad_s_stride,
-    const float* __restrict__ grad_v, const float* __restrict__ grad_v_seq, index_t grad_v_stride,
-    const scalar* __restrict__ x_seq, index_t x_stride,
-    const float* __restrict__ leak_values, index_t leak_inner, index_t leak_count,
-    const float* __restrict__ threshold_values, index_t threshold_inner, index_t threshold_count,
-    const float* __restrict__ v, const bool* __restrict__ fired, float* __restrict__ checkpoints,
-    scalar* __restrict__ grad_x_seq, float* __restrict__ leak_sums, float* __restrict__ threshold_sums,
-    float* __restrict__ grad_v_initial,
-    index_t steps, index_t row, index_t size, float gamma, bool grad_after_spike, bool temporal_gradient) {
+    const scalar* __restrict__ grad_s_seq, const float* __restrict__ grad_v, const float* __restrict__ grad_v_seq,
+    const scalar* __restrict__ x_seq, const float* __restrict__ v, const bool* __restrict__ fired,
+    scalar* __restrict__ grad_x_seq, float* __restrict__ grad_v_initial,
+    const float* __restrict__ leak_values, const float* __restrict__ threshold_values,
+    float* __restrict__ sums, float* __restrict__ checkpoints,
+    index_t leak_inner, index_t leak_count, index_t threshold_inner, index_t threshold_count,
+    index_t steps, index_t size, float gamma, bool grad_after_spike, bool temporal_gradient) {
     constexpr int STEPS = T ? T : SEGMENT;
     if (T) steps = T;
-    const Place place = place_of_thread<LANES, PER_NEURON>(row, size);
+    const index_t neuron = ((index_t)blockIdx.x * blockDim.x + threadIdx.x) * LANES;
     Pack<float, LANES> leak_sum = Pack<float, LANES>(), threshold_sum = Pack<float, LANES>();
 
-    if (place.inside) {
+    if (neuron < size) {
         float leak[LANES], threshold[LANES], inverse[LANES];
-        load_parameter<LANES, PER_NEURON>(leak, leak_values, leak_inner, leak_count, place);
-        load_parameter<LANES, PER_NEURON>(threshold, threshold_values, threshold_inner, threshold_count, place);
-        Pack<float, LANES> u = load_or_zero<LANES>(v, place.neuron);
+        load_parameter<LANES, PER_NEURON>(leak, leak_values, leak_inner, leak_count, neuron);
+        load_parameter<LANES, PER_NEURON>(threshold, threshold_values, threshold_inner, threshold_count, neuron);
+        Pack<float, LANES> u = load_or_zero<LANES>(v, neuron);
         int first_crossing[LANES];
 #pragma unroll
         for (int lane = 0; lane < LANES; ++lane) {
             inverse[lane] = 1.0f / threshold[lane];
-            first_crossing[lane] = fired && fired[place.neuron + lane] ? -1 : (int)steps;
+            first_crossing[lane] = fired && fired[neuron + lane] ? -1 : (int)steps;
         }
 
         const index_t last_start = T ? 0 : (steps - 1) / STEPS * STEPS;
 #pragma unroll 8
         for (index_t t = 0; t < last_start; ++t) {
-            if (t % STEPS == 0) store(checkpoints + t / STEPS * size + place.neuron, u);
-            const Pack<scalar, LANES> x = load<LANES>(x_seq + t * x_stride + place.neuron);
+            if (t % STEPS == 0) store(checkpoints + t / STEPS * size + neuron, u);
+            const Pack<scalar, LANES> x = load<LANES>(x_seq + t * size + neuron);
 #pragma unroll
             for (int lane = 0; lane < LANES; ++lane) {
                 u.lane[lane] = next_u(u.lane[lane], to_float(x.lane[lane]), leak[lane], threshold[lane]);
@@ -192,21 +176,21 @@ __global__ void __launch_bounds__(MAX_BLOCK, 1) lif_backward(
             }
         }
 
-        Pack<float, LANES> carried = load_or_zero<LANES>(grad_v, place.neuron);
+        Pack<float, LANES> carried = load_or_zero<LANES>(grad_v, neuron);
         for (index_t start = last_start; start >= 0; start -= STEPS) {
-            if (start != last_start) u = load<LANES>(checkpoints + start / STEPS * size + place.neuron);
+            if (start != last_start) u = load<LANES>(checkpoints + start / STEPS * size + neuron);
             Pack<scalar, LANES> grad_s[STEPS];
             float trace[STEPS + 1][LANES];
 #pragma unroll
             for (int s = 0; s < STEPS; ++s)
                 if (grad_s_seq && start + s < steps)
-                    grad_s[s] = load<LANES>(grad_s_seq + (start + s) * grad_s_stride + place.neuron);
+                    grad_s[s] = load<LANES>(grad_s_seq + (start + s) * size + neuron);
 #pragma unroll
             for (int lane = 0; lane < LANES; ++lane) trace[0][lane] = u.lane[lane];
 #pragma unroll
             for (int s = 0; s < STEPS; ++s) {
                 if (start + s >= steps) continue;
-                const Pack<scalar, LANES> x = load<LANES>(x_seq + (start + s) * x_stride + place.neuron);
+                const Pack<scalar, LANES> x = load<LANES>(x_seq + (start + s) * size + neuron);
 #pragma unroll
                 for (int lane = 0; lane < LANES; ++lane) {
                     trace[s + 1][lane] = next_u(trace[s][lane], to_float(x.lane[lane]), leak[lane], threshold[lane]);
@@ -217,7 +201,7 @@ __global__ void __launch_bounds__(MAX_BLOCK, 1) lif_backward(
 #pragma unroll
             for (int s = STEPS - 1; s >= 0; --s) {
                 if (start + s >= steps) continue;
-                const Pack<float, LANES> of_u = load_or_zero<LANES>(grad_v_seq, (start + s) * grad_v_stride + place.neuron);
+                const Pack<float, LANES> of_u = load_or_zero<LANES>(grad_v_seq, (start + s) * size + neuron);
                 Pack<scalar, LANES> grad_x;
 #pragma unroll
                 for (int lane = 0; lane < LANES; ++lane) {
@@ -233,27 +217,27 @@ __global__ void __launch_bounds__(MAX_BLOCK, 1) lif_backward(
                     carried.lane[lane] = temporal_gradient ? leak[lane] * total : 0.0f;
                     from_float(total, grad_x.lane[lane]);
                 }
-                store(grad_x_seq + (start + s) * size + place.neuron, grad_x);
+                store(grad_x_seq + (start + s) * size + neuron, grad_x);
             }
         }
-        if (grad_v_initial) store(grad_v_initial + place.neuron, carried);
+        if (grad_v_initial) store(grad_v_initial + neuron, carried);
         if (PER_NEURON) {
-            store(leak_sums + place.neuron, leak_sum);
-            store(threshold_sums + place.neuron, threshold_sum);
+            store(sums + neuron, leak_sum);
+            store(sums + size + neuron, threshold_sum);
         }
     }
 
     if (!PER_NEURON) {
-        __shared__ float shared[MAX_BLOCK];
+        __shared__ float leaks[MAX_BLOCK], thresholds[MAX_BLOCK];
         float leak_of_thread = 0.0f, threshold_of_thread = 0.0f;
         for (int lane = 0; lane < LANES; ++lane) {
             leak_of_thread += leak_sum.lane[lane];
             threshold_of_thread += threshold_sum.lane[lane];
         }
-        const float leak_of_block = sum_over_block(leak_of_thread, shared);
-        if (threadIdx.x == 0) leak_sums[blockIdx.x] = leak_of_block;
-        __syncthreads();
-        const float threshold_of_block = sum_over_block(threshold_of_thread, shared);
-        if (threadIdx.x == 0) threshold_sums[blockIdx.x] = threshold_of_block;
+        sum_over_block(leak_of_thread, threshold_of_thread, leaks, thresholds);
+        if (threadIdx.x == 0) {
+            sums[blockIdx.x] = leaks[0];
+            sums[gridDim.x + blockIdx.x] = thresholds[0];
+        }
     }
 }

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from onespike.functional.backends import check_backend
 from onespike.functional.checks import as_number, check_positive, shown
-from onespike.functional.lif import LIFState, lif_with_trace, project_parameters
+from onespike.functional.lif import LIFState, Switches, lif, project_parameters
 
 
 class SingleSpikeLeaky(snntorch.SpikingNeuron):
@@ -149,7 +149,7 @@ class SingleSpikeLeaky(snntorch.SpikingNeuron):
         state = None
         if fired is not None and mem is not None and not fired.shape == mem.shape == (0,) != input_.shape:
             state = LIFState(mem, fired)
-        spk, (mem, fired), _ = self._run(input_.unsqueeze(0), state, return_v_seq=False)
+        spk, mem, fired, _ = self._run(input_.unsqueeze(0), state)
         if self.init_hidden:
             self.fired, self.mem = fired, mem
             if not self.output:
@@ -158,22 +158,14 @@ class SingleSpikeLeaky(snntorch.SpikingNeuron):
 
     def sequence(self, x_seq: Tensor) -> tuple[Tensor, Tensor]:
         """Map the currents of a whole sequence to spikes and potentials, each [T, B, ...]; the state inside is not touched."""
-        spk, _, mem = self._run(x_seq, None, return_v_seq=True)
+        spk, _, _, mem = self._run(x_seq, None, keep_state=False, trace=True)
         return spk, mem
 
-    def _run(self, x_seq: Tensor, state: LIFState | None, return_v_seq: bool) -> tuple[Tensor, LIFState, Tensor]:
-        return lif_with_trace(
-            x_seq,
-            self.beta,
-            self.threshold,
-            state=state,
-            gamma=self.gamma,
-            single_spike=self.single_spike,
-            grad_after_spike=self.grad_after_spike,
-            temporal_gradient=self.temporal_gradient,
-            backend=self.backend,
-            return_v_seq=return_v_seq,
-        )
+    def _run(
+        self, x_seq: Tensor, state: LIFState | None, *, keep_state: bool = True, trace: bool = False
+    ) -> tuple[Tensor, Any, Any, Any]:
+        switches = Switches(self.gamma, self.single_spike, self.grad_after_spike, self.temporal_gradient)
+        return lif(x_seq, self.beta, self.threshold, state, switches, self.backend, keep_state=keep_state, trace=trace)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the graph that computed the state behind: autograd's tensors refuse to be copied."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from onespike.functional.backends import BACKENDS, check_backend
 from onespike.functional.checks import as_number, check_floating, check_positive, check_T, shown
-from onespike.functional.lif import LIFState, lif_with_trace, project_parameters
+from onespike.functional.lif import LIFState, Switches, lif, project_parameters
 from onespike.kernels.reference import state_dtype
 from onespike.spikingjelly.memory import CopyableMemory, detached
 
@@ -41,6 +41,8 @@ class SingleSpikeLIFNode(CopyableMemory, neuron.BaseNode):
     Attributes:
         leak, v_threshold: parameters, 0-d or [C].
         v, fired: the state, [N, *]; 0.0 and False after a reset.
+        keep_state: whether step mode "m" goes on from the state and keeps it. False starts every call from U = 0, not fired,
+            and leaves the state alone, which saves its time and memory: for networks that are reset before each sequence.
 
     Raises:
         ValueError: an argument leaves its range, or, at the forward pass, the batch or layer size changed without a reset.
@@ -89,6 +91,7 @@ class SingleSpikeLIFNode(CopyableMemory, neuron.BaseNode):
         self.step_mode = step_mode
         self.backend = backend
         self.store_v_seq = store_v_seq
+        self.keep_state = True
         self.register_memory("v", 0.0)  # first: the host's monitors and v_seq read the first memory
         self.register_memory("fired", False)
 
@@ -137,16 +140,21 @@ class SingleSpikeLIFNode(CopyableMemory, neuron.BaseNode):
         return base.MemoryModule.materialize_states(self, *arguments)
 
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
-        """Map currents [T, N, *] to spikes [T, N, *], going on from the stored state."""
-        s_seq, (self.v, self.fired), v_seq = self._run(x_seq, (self.v, self.fired), self.store_v_seq)
-        if self.store_v_seq:
+        """Map currents [T, N, *] to spikes [T, N, *], going on from the stored state if it is kept."""
+        memories, trace = self._memories, self.store_v_seq  # not as attributes: each look at one costs as much as an operator
+        if self.keep_state:
+            states = memories["v"], memories["fired"]
+            s_seq, memories["v"], memories["fired"], v_seq = self._run(x_seq, states, trace=trace)
+        else:
+            s_seq, _, _, v_seq = self._run(x_seq, None, keep_state=False, trace=trace)
+        if trace:
             self.v_seq = v_seq
         return s_seq
 
     def single_step_forward(self, x: Tensor) -> Tensor:
         """Map the currents of one step [N, *] to its spikes [N, *]."""
         check_floating("x", x, 1, "[N, *]")
-        s_seq, (self.v, self.fired), v_seq = self._run(x.unsqueeze(0), (self.v, self.fired), self.store_v_seq)
+        s_seq, self.v, self.fired, v_seq = self._run(x.unsqueeze(0), (self.v, self.fired), trace=self.store_v_seq)
         if self.store_v_seq:
             self.v_seq = v_seq if self.v_seq is None else torch.cat([self.v_seq, v_seq])
         return s_seq[0]
@@ -155,42 +163,29 @@ class SingleSpikeLIFNode(CopyableMemory, neuron.BaseNode):
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...]
     ) -> tuple[tuple[Tensor], tuple[Tensor, Tensor]]:
         """SpikingJelly 2's explicit-state form: ((x_seq,), (v, fired)) -> ((s_seq,), (v, fired)); changes nothing."""
-        s_seq, state, _ = self._run(inputs[0], states, return_v_seq=False)
-        return (s_seq,), (state.v, state.fired)
+        s_seq, v, fired, _ = self._run(inputs[0], states)
+        return (s_seq,), (v, fired)
 
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...]
     ) -> tuple[tuple[Tensor], tuple[Tensor, Tensor]]:
         """One step of the explicit-state form: ((x,), (v, fired)) -> ((s,), (v, fired)); changes nothing."""
-        s_seq, state, _ = self._run(inputs[0].unsqueeze(0), states, return_v_seq=False)
-        return (s_seq[0],), (state.v, state.fired)
+        s_seq, v, fired, _ = self._run(inputs[0].unsqueeze(0), states)
+        return (s_seq[0],), (v, fired)
 
-    def _run(self, x_seq: Tensor, states: tuple[Any, ...], return_v_seq: bool) -> tuple[Tensor, LIFState, Tensor]:
-        if self.per_channel is None:
-            check_floating("x_seq", x_seq, 2, "[T, N, *]")
-        else:
+    def _run(
+        self, x_seq: Tensor, states: tuple[Any, ...] | None, *, keep_state: bool = True, trace: bool = False
+    ) -> tuple[Tensor, Any, Any, Any]:
+        leak, v_threshold = map(self._parameters.get, ("leak", "v_threshold"))
+        leak = self.leak if leak is None else leak  # under a parametrisation it is an attribute
+        v_threshold = self.v_threshold if v_threshold is None else v_threshold
+        if self.per_channel is not None:
             check_floating("x_seq", x_seq, 3, "[T, N, C, *] for per_channel")
-        v, fired = states
-        state = None
-        if isinstance(v, Tensor) or isinstance(fired, Tensor) or v or fired:
-            x, dtype = x_seq[0], state_dtype(x_seq.dtype)
-            state = LIFState(
-                v if isinstance(v, Tensor) else torch.full_like(x, v, dtype=dtype),
-                fired if isinstance(fired, Tensor) else torch.full_like(x, fired, dtype=torch.bool),
-            )
-        trailing = [1] * (x_seq.dim() - 3)
-        return lif_with_trace(
-            x_seq,
-            self.leak if self.per_channel is None else self.leak.view(-1, *trailing),
-            self.v_threshold if self.per_channel is None else self.v_threshold.view(-1, *trailing),
-            state=state,
-            gamma=self.gamma,
-            single_spike=self.single_spike,
-            grad_after_spike=self.grad_after_spike,
-            temporal_gradient=self.temporal_gradient,
-            backend=self.backend,
-            return_v_seq=return_v_seq,
-        )
+            trailing = [1] * (x_seq.dim() - 3)
+            leak, v_threshold = leak.view(-1, *trailing), v_threshold.view(-1, *trailing)
+        switches = Switches(self.gamma, self.single_spike, self.grad_after_spike, self.temporal_gradient)
+        state = None if states is None else state_of(x_seq, *states)
+        return lif(x_seq, leak, v_threshold, state, switches, self.backend, keep_state=keep_state, trace=trace)
 
     def __getattr__(self, name: str) -> Any:
         """Find plain attributes too: SpikingJelly 0.0.0.0.14's AttributeMonitor calls this method for `v_seq`."""
@@ -204,6 +199,19 @@ class SingleSpikeLIFNode(CopyableMemory, neuron.BaseNode):
         return ", ".join(
             [*values, f"single_spike={self.single_spike}", f"step_mode={self.step_mode}", f"backend={self.backend}"]
         )
+
+
+def state_of(x_seq: Tensor, v: Tensor | float, fired: Tensor | bool) -> LIFState | None:
+    """Make a state for `x_seq` of the node's memories, which are numbers after a reset; None if it is U = 0, not fired."""
+    if isinstance(v, Tensor) and isinstance(fired, Tensor):
+        return LIFState(v, fired)
+    if not isinstance(v, Tensor) and not isinstance(fired, Tensor) and not v and not fired:
+        return None
+    check_floating("x_seq", x_seq, 2, "[T, N, *]")
+    return LIFState(
+        v if isinstance(v, Tensor) else torch.full_like(x_seq[0], v, dtype=state_dtype(x_seq.dtype)),
+        fired if isinstance(fired, Tensor) else torch.full_like(x_seq[0], fired, dtype=torch.bool),
+    )
 
 
 def project_net(net: nn.Module) -> None:
