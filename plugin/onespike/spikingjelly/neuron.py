@@ -204,10 +204,3 @@ class SingleSpikeLIFNode(CopyableMemory, neuron.BaseNode):
         return ", ".join(
             [*values, f"single_spike={self.single_spike}", f"step_mode={self.step_mode}", f"backend={self.backend}"]
         )
-
-
-def project_net(net: nn.Module) -> None:
-    """Call `project_()` of every module of `net` that has one; for the line after `optimizer.step()`."""
-    for module in net.modules():
-        if hasattr(module, "project_"):
-            module.project_()  # type: ignore[operator]
