@@ -1,5 +1,8 @@
 """Argument checks shared by the functional layer: each error names the argument, the rule and the value."""
 
+from math import isfinite
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -48,8 +51,14 @@ def check_positive(name: str, value: float) -> None:
 
 def check_finite(name: str, x: Tensor) -> None:
     """Raise where a CPU tensor holds NaN or Inf. On other devices looking would stall the stream, so nothing is checked."""
-    if can_look_at(x) and x.numel() and not torch.isfinite(torch.stack(torch.aminmax(x))).all():
+    if can_look_at(x) and x.numel() and not all(map(isfinite, extremes(x))):
         raise ValueError(f"{name} must be finite, got {int((~torch.isfinite(x)).sum())} NaN or Inf values")
+
+
+def extremes(x: Tensor) -> tuple[float, float]:
+    """Return the smallest and the largest value of a CPU tensor that is not empty; NaN for both where it holds one."""
+    smallest, largest = torch.aminmax(x)
+    return smallest.item(), largest.item()
 
 
 def check_leak(name: str, leak: Tensor) -> None:
@@ -79,6 +88,16 @@ def check_within(name: str, value: Tensor, holds: bool, rule: str) -> None:
 def can_look_at(x: Tensor) -> bool:
     """Whether reading values of `x` is free of a device synchronisation and of a graph break."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def as_operand(value: Any, dtype: torch.dtype, device: torch.device | None) -> Tensor:
+    """Return `value` as a tensor to compute with on `device`.
+
+    A single number stays on the CPU, from where kernels take it as an argument: a copy would make the host wait, and could not
+    be captured in a CUDA graph.
+    """
+    value = torch.as_tensor(value, dtype=dtype)
+    return value if value.dim() == 0 and value.device.type == "cpu" else value.to(device)
 
 
 def broadcasts(value: Tensor, to: Tensor) -> bool:
