@@ -1,18 +1,24 @@
 """Argument checks shared by the functional layer: each error names the argument, the rule and the value."""
 
 from math import isfinite
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
 
 
-def check_T(T: int, minimum: int = 1, name: str = "T") -> None:
-    """Raise unless `T`, a number of time steps, is an int of at least `minimum`."""
-    if isinstance(T, bool) or not isinstance(T, int):
+def check_T(T: SupportsIndex, minimum: int = 1, name: str = "T") -> int:
+    """Return `T`, a number of time steps, as an int; raise unless it is an integer, such as NumPy's, of at least `minimum`."""
+    try:
+        steps = None if isinstance(T, bool) or getattr(T, "dtype", None) == torch.bool else index(T)
+    except TypeError:
+        steps = None
+    if steps is None:
         raise TypeError(f"{name} must be an int, got {T!r} of type {type(T).__name__}")
-    if minimum > T:
-        raise ValueError(f"{name} must be >= {minimum}, got {T}")
+    if minimum > steps:
+        raise ValueError(f"{name} must be >= {minimum}, got {steps}")
+    return steps
 
 
 def check_floating(name: str, x: Tensor, dims: int, layout: str) -> None:

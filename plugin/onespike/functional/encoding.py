@@ -46,7 +46,7 @@ def spike_times(x: Tensor, T: int, *, intensity_range: IntensityRange) -> Tensor
 
 def _spike_times(x: Tensor, T: int, intensity_range: IntensityRange) -> Tensor:
     """Do the work of `spike_times`; return whole numbers in the dtype of x, float32 at least."""
-    check_T(T, 2)
+    T = check_T(T, 2)
     check_floating("x", x, 1, "[N, *]")
     check_finite("x", x)
     x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
@@ -75,7 +75,7 @@ def hybrid_encode(x: Tensor, T: int, *, intensity_range: IntensityRange) -> Tens
     Raises:
         TypeError, ValueError: as `spike_times`, with T >= 1.
     """
-    check_T(T)
+    T = check_T(T)
     if T == 1:
         check_floating("x", x, 1, "[N, *]")
         check_finite("x", x)
