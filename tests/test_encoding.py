@@ -3,6 +3,7 @@
 from fractions import Fraction
 from math import floor
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from snntorch import spikegen
 
 from onespike.functional import hybrid_encode, spike_times
+from onespike.spikingjelly import HybridEncoder
 
 LEVELS = torch.arange(256) / 255
 
@@ -121,6 +123,10 @@ IMAGES = torch.rand(2, 3, 4, 4)
         (IMAGES, 0, (0.0, 1.0), ValueError, "T must be >= 1, got 0"),
         (IMAGES, 5.0, (0.0, 1.0), TypeError, "T must be an int, got 5.0 of type float"),
         (IMAGES, True, (0.0, 1.0), TypeError, "T must be an int, got True of type bool"),
+        (IMAGES, np.True_, (0.0, 1.0), TypeError, "T must be an int, got .*True_? of type bool"),
+        (IMAGES, torch.tensor(True), (0.0, 1.0), TypeError, r"T must be an int, got tensor\(True\) of type Tensor"),
+        (IMAGES, np.float64(5), (0.0, 1.0), TypeError, "T must be an int, got .*5.0.* of type float64"),
+        (IMAGES, np.int64(0), (0.0, 1.0), ValueError, "T must be >= 1, got 0"),
         ((IMAGES * 255).byte(), 5, (0, 255), TypeError, r"x must be .* got torch.uint8: convert images with x.float\(\) / 255"),
         (IMAGES.long(), 5, (0, 1), TypeError, "x must be a floating-point tensor, got torch.int64"),
         (IMAGES / 0, 5, (0.0, 1.0), ValueError, "x must be finite, got 96 NaN or Inf values"),
@@ -146,6 +152,15 @@ IMAGES = torch.rand(2, 3, 4, 4)
 def test_bad_input_is_named(x, T, intensity_range, error, message):
     with pytest.raises(error, match=message):
         hybrid_encode(x, T, intensity_range=intensity_range)
+
+
+@pytest.mark.parametrize("T", [np.int64(5), np.uint8(5), torch.tensor(5)])
+def test_whole_numbers_of_other_kinds_count_steps(T):
+    assert torch.equal(hybrid_encode(IMAGES, T, intensity_range="image"), hybrid_encode(IMAGES, 5, intensity_range="image"))
+    assert torch.equal(spike_times(IMAGES, T, intensity_range="image"), spike_times(IMAGES, 5, intensity_range="image"))
+    encoder = HybridEncoder(T)
+    assert type(encoder.T) is int
+    assert encoder(IMAGES).shape == (5, *IMAGES.shape)
 
 
 def test_spike_times_need_two_steps():

@@ -57,6 +57,7 @@ def test_imports_only_go_down():
         "nir": 3,
         "plots": 3,
         "pretrained": 4,
+        "__main__": 5,
     }
     checked = 0
     for path in ROOT.rglob("*.py"):

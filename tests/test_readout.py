@@ -70,6 +70,28 @@ def test_full_sends_the_opposite_gradient_to_the_step_that_set_the_maximum():
     assert grad_x.flatten().tolist() == [-3, -1, -1, 0]
 
 
+@pytest.mark.parametrize("shape", [(), (10,), (30, 1), (30, 10)])
+@pytest.mark.parametrize("time_gradient", ["threshold", "full"])
+def test_the_surrogate_is_that_of_its_terms_differentiated_by_autograd(shape, time_gradient):
+    g = torch.Generator().manual_seed(4)
+    currents = (0.3 * torch.randn(5, 30, 10, generator=g) + 0.2).requires_grad_()
+    threshold = (0.5 + 0.3 * torch.rand(shape, generator=g)).requires_grad_()
+    target = torch.randint(10, (30,), generator=g)
+    readout = spike_time_readout(currents, threshold, beta=0.3, time_gradient=time_gradient)
+
+    v_seq = currents.cumsum(0)
+    highest = v_seq.cummax(0).values[:-1]
+    margin = threshold - (highest if time_gradient == "full" else highest.detach())
+    terms = torch.where(margin.abs() < 0.3, margin, 0).sum(0)
+    spike_time = 1 + (margin > 0).float().sum(0) + (terms - terms.detach())
+    assert 0 < terms.count_nonzero() < terms.numel()
+    gradients = [
+        torch.autograd.grad(hybrid_cross_entropy(each, target), (currents, threshold))
+        for each in (readout, Readout(v_seq[-1], spike_time))
+    ]
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
 def test_only_the_threshold_learns_from_the_timing_loss_unless_full():
     currents = (0.3 * torch.randn(5, 30, 10, generator=torch.Generator().manual_seed(1)) + 0.3).requires_grad_()
     target = torch.arange(30) % 10

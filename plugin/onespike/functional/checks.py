@@ -1,17 +1,25 @@
 """Argument checks shared by the functional layer: each error names the argument, the rule and the value."""
 
 from collections.abc import Sequence
+from math import isfinite
+from operator import index
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
 
 
-def check_T(T: int, minimum: int = 1, name: str = "T") -> None:
-    """Raise unless `T`, a number of time steps, is an int of at least `minimum`."""
-    if isinstance(T, bool) or not isinstance(T, int):
+def check_T(T: SupportsIndex, minimum: int = 1, name: str = "T") -> int:
+    """Return `T`, a number of time steps, as an int; raise unless it is an integer, such as NumPy's, of at least `minimum`."""
+    try:
+        steps = None if isinstance(T, bool) or getattr(T, "dtype", None) == torch.bool else index(T)
+    except TypeError:
+        steps = None
+    if steps is None:
         raise TypeError(f"{name} must be an int, got {T!r} of type {type(T).__name__}")
-    if minimum > T:
-        raise ValueError(f"{name} must be >= {minimum}, got {T}")
+    if minimum > steps:
+        raise ValueError(f"{name} must be >= {minimum}, got {steps}")
+    return steps
 
 
 def check_floating(name: str, x: Tensor, dims: int, layout: str) -> None:
@@ -50,8 +58,14 @@ def check_positive(name: str, value: float) -> None:
 
 def check_finite(name: str, x: Tensor) -> None:
     """Raise where a CPU tensor holds NaN or Inf. On other devices looking would stall the stream, so nothing is checked."""
-    if can_look_at(x) and x.numel() and not torch.isfinite(torch.stack(torch.aminmax(x))).all():
+    if can_look_at(x) and x.numel() and not all(map(isfinite, extremes(x))):
         raise ValueError(f"{name} must be finite, got {int((~torch.isfinite(x)).sum())} NaN or Inf values")
+
+
+def extremes(x: Tensor) -> tuple[float, float]:
+    """Return the smallest and the largest value of a CPU tensor that is not empty; NaN for both where it holds one."""
+    smallest, largest = torch.aminmax(x)
+    return smallest.item(), largest.item()
 
 
 def check_leak(name: str, leak: Tensor) -> None:
@@ -81,6 +95,16 @@ def check_within(name: str, value: Tensor, holds: bool, rule: str) -> None:
 def can_look_at(x: Tensor) -> bool:
     """Whether reading values of `x` is free of a device synchronisation and of a graph break."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def as_operand(value: Any, dtype: torch.dtype, device: torch.device | None) -> Tensor:
+    """Return `value` as a tensor to compute with on `device`.
+
+    A single number stays on the CPU, from where kernels take it as an argument: a copy would make the host wait, and could not
+    be captured in a CUDA graph.
+    """
+    value = torch.as_tensor(value, dtype=dtype)
+    return value if value.dim() == 0 and value.device.type == "cpu" else value.to(device)
 
 
 def broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:

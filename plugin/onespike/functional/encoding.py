@@ -1,9 +1,19 @@
 """The hybrid encoder: the analogue pixel at t = 1, then one spike per pixel (eqs. 4-5)."""
 
+from math import inf
+
 import torch
 from torch import Tensor
 
-from onespike.functional.checks import broadcasts, can_look_at, check_finite, check_floating, check_T
+from onespike.functional.checks import (
+    as_operand,
+    broadcasts,
+    can_look_at,
+    check_finite,
+    check_floating,
+    check_T,
+    extremes,
+)
 
 IntensityRange = str | tuple[float | Tensor, float | Tensor]
 FIRST_OWN_DIM = {"image": 1, "image_channel": 2}
@@ -36,14 +46,15 @@ def spike_times(x: Tensor, T: int, *, intensity_range: IntensityRange) -> Tensor
 
 def _spike_times(x: Tensor, T: int, intensity_range: IntensityRange) -> Tensor:
     """Do the work of `spike_times`; return whole numbers in the dtype of x, float32 at least."""
-    check_T(T, 2)
+    T = check_T(T, 2)
     check_floating("x", x, 1, "[N, *]")
     check_finite("x", x)
     x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
     low, high = range_of(x, intensity_range)
-    span = torch.where(high > low, high - low, torch.inf)  # without a range every pixel counts as dark
-    brightness = ((x - low) / span).clamp(0, 1)
-    return torch.floor(T - (T - 2) * brightness + 0.5)
+    span = high - low
+    span = span.masked_fill(span <= 0, inf)  # without a range every pixel counts as dark
+    brightness = (x - low).div_(span).clamp_(0, 1)
+    return brightness.mul_(2 - T).add_(T).add_(0.5).floor_()
 
 
 def hybrid_encode(x: Tensor, T: int, *, intensity_range: IntensityRange) -> Tensor:
@@ -64,7 +75,7 @@ def hybrid_encode(x: Tensor, T: int, *, intensity_range: IntensityRange) -> Tens
     Raises:
         TypeError, ValueError: as `spike_times`, with T >= 1.
     """
-    check_T(T)
+    T = check_T(T)
     if T == 1:
         check_floating("x", x, 1, "[N, *]")
         check_finite("x", x)
@@ -74,26 +85,34 @@ def hybrid_encode(x: Tensor, T: int, *, intensity_range: IntensityRange) -> Tens
     channels_last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     if channels_last:
         x, times = x.permute(0, 2, 3, 1), times.permute(0, 2, 3, 1)
-    # eq_ writes 0 or 1 in the dtype of the times, several times as fast as by way of bools.
-    x_seq = torch.stack([x, *(times.clone().eq_(t).to(x.dtype) for t in range(2, T + 1))])
+    steps = torch.arange(2, T + 1, dtype=times.dtype, device=times.device).view(-1, *[1] * times.dim())
+    # Into a tensor of their own dtype the comparisons write 0 or 1 several times as fast as by way of bools.
+    spikes = torch.eq(times, steps, out=times.new_empty(T - 1, *times.shape))
+    x_seq = torch.cat([x.unsqueeze(0), spikes.to(x.dtype)])
     return x_seq.permute(0, 1, 4, 2, 3) if channels_last else x_seq
 
 
 def parse_range(
     intensity_range: IntensityRange, dtype: torch.dtype = torch.float32, device: torch.device | None = None
 ) -> str | tuple[Tensor, Tensor]:
-    """Return the name of a range, or (Imin, Imax) as tensors; raise a ValueError that names what is wrong."""
+    """Return the name of a range, or (Imin, Imax) as operands on `device`; raise a ValueError that names what is wrong."""
     if isinstance(intensity_range, str):
         if intensity_range not in FIRST_OWN_DIM:
             raise ValueError(f'intensity_range must be (low, high), "image" or "image_channel", got {intensity_range!r}')
         return intensity_range
     try:
-        low, high = (torch.as_tensor(bound, dtype=dtype, device=device) for bound in intensity_range)
+        low, high = (as_operand(bound, dtype, device) for bound in intensity_range)
     except (TypeError, ValueError) as error:
         raise ValueError(f"intensity_range must be a pair (low, high) of numbers, got {intensity_range!r}") from error
-    if can_look_at(low) and not ((low <= high) & torch.isfinite(high - low)).all():
+    if can_look_at(low) and can_look_at(high) and not span_is_valid(high - low):
         raise ValueError(f"intensity_range must have low <= high, both finite, got {intensity_range!r}")
     return low, high
+
+
+def span_is_valid(span: Tensor) -> bool:
+    """Whether every Imax - Imin is at least 0 and finite."""
+    smallest, largest = extremes(span) if span.numel() else (0, 0)
+    return 0 <= smallest <= largest < inf
 
 
 def range_of(x: Tensor, intensity_range: IntensityRange) -> tuple[Tensor, Tensor]:

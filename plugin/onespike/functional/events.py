@@ -38,7 +38,7 @@ def hybrid_encode_events(frame: Tensor, events: Any, T: int, *, window: tuple[fl
         ValueError: T < 2, a shape does not fit, an event lies off the sensor, a polarity is unknown, a time is not finite, or
             the window is no pair of finite numbers or is empty.
     """
-    check_T(T, 2)
+    T = check_T(T, 2)
     check_floating("frame", frame, 3, "[C, H, W] or [N, C, H, W]")
     if frame.dim() == 3:
         return hybrid_encode_events(frame.unsqueeze(0), [events], T, window=window)[:, 0]

@@ -6,7 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onespike.functional.checks import broadcasts, can_look_at, check_floating, check_positive, check_threshold
+from onespike.functional.checks import (
+    as_operand,
+    broadcasts,
+    can_look_at,
+    check_floating,
+    check_positive,
+    check_threshold,
+    extremes,
+)
 from onespike.kernels.reference import state_dtype
 
 TIME_GRADIENTS = ("threshold", "full", "off", "eq17")
@@ -60,21 +68,49 @@ def spike_time_readout(
     check_positive("beta", beta)
     if time_gradient not in TIME_GRADIENTS:
         raise ValueError(f"time_gradient must be one of {TIME_GRADIENTS}, got {time_gradient!r}")
-    threshold = torch.as_tensor(v_threshold, device=x_seq.device).to(state_dtype(x_seq.dtype))
+    dtype = state_dtype(x_seq.dtype)
+    threshold = as_operand(v_threshold, dtype, x_seq.device)
     check_threshold("v_threshold", threshold)
     if not broadcasts(threshold.shape, x_seq.shape[1:]):
         raise ValueError(f"v_threshold must be 0-d or broadcastable to [N, K], got shape {tuple(threshold.shape)}")
 
-    v_seq = x_seq.to(threshold.dtype).cumsum(0)
+    v_seq = x_seq.to(dtype).cumsum(0)
     highest = v_seq.cummax(0).values[:-1]  # its gradient goes to the latest step that set the maximum
-    spike_time = 1 + (threshold > highest).to(threshold.dtype).sum(0)
+    if time_gradient != "full":
+        highest = highest.detach()
+    if time_gradient in ("threshold", "full"):
+        spike_time = FirstCrossing.apply(highest, threshold, beta)
+    else:
+        spike_time = count_below(highest, threshold)
     if time_gradient == "eq17":
-        slope = literal_eq17(v_seq.detach(), threshold.detach(), beta)
-        spike_time = add_gradient(spike_time, slope * threshold)
-    elif time_gradient != "off":
-        margin = threshold - (highest if time_gradient == "full" else highest.detach())
-        spike_time = add_gradient(spike_time, torch.where(margin.abs() < beta, margin, 0).sum(0))
+        spike_time = add_gradient(spike_time, literal_eq17(v_seq.detach(), threshold.detach(), beta) * threshold)
     return Readout(v_seq[-1], spike_time)
+
+
+def count_below(highest: Tensor, v_threshold: Tensor) -> Tensor:
+    """Return 1 + sum_{t<T} 1[V > M^t] for `highest` M^t, [T - 1, N, K]."""
+    return (v_threshold > highest).sum(0, dtype=highest.dtype).add_(1)
+
+
+class FirstCrossing(torch.autograd.Function):
+    """The spike time T_l of eqs. 9-10 with its surrogate: dT_l/dV = sum_{t<T} 1[|V - M^t| < beta], dT_l/dM^t the opposite.
+
+    Shape:
+        highest: M^t, [T - 1, N, K]; v_threshold: 0-d or broadcastable to [N, K]; returns [N, K].
+    """
+
+    @staticmethod
+    def forward(ctx, highest: Tensor, v_threshold: Tensor, beta: float) -> Tensor:
+        ctx.save_for_backward(highest, v_threshold)
+        ctx.beta = beta
+        return count_below(highest, v_threshold)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        highest, v_threshold = ctx.saved_tensors
+        near = (v_threshold - highest).abs_() < ctx.beta
+        grad = grad * near
+        return -grad if ctx.needs_input_grad[0] else None, grad.sum_to_size(v_threshold.shape), None
 
 
 def add_gradient(value: Tensor, surrogate: Tensor) -> Tensor:
@@ -130,9 +166,10 @@ def hybrid_cross_entropy(
         raise TypeError(f"target must hold class indices as int64, got {getattr(target, 'dtype', type(target).__name__)}")
     if target.shape != potential.shape[:1]:
         raise ValueError(f"target must be [N] with N = {potential.shape[0]}, got shape {tuple(target.shape)}")
-    if can_look_at(target) and target.numel() and not ((target >= 0) & (target < classes)).all():
-        low, high = int(target.min()), int(target.max())
-        raise ValueError(f"target must be in 0..{classes - 1}, got values from {low} to {high}")
+    if can_look_at(target) and target.numel():
+        low, high = extremes(target)
+        if low < 0 or high >= classes:
+            raise ValueError(f"target must be in 0..{classes - 1}, got values from {low} to {high}")
 
     if weight is not None:
         if weight.shape != (classes,):

@@ -8,6 +8,7 @@ try:
 except ImportError as error:
     raise ImportError('onespike.snntorch needs snnTorch: pip install "onespike[snntorch]"') from error
 
+from onespike.functional.projection import project_net
 from onespike.snntorch.functional import (
     accuracy_combined,
     accuracy_potential,
@@ -27,6 +28,7 @@ __all__ = [
     "accuracy_time",
     "ce_spike_time_potential_loss",
     "hybrid",
+    "project_net",
     "reset",
     "to_single_spike",
 ]

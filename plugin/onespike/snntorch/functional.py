@@ -50,9 +50,10 @@ class ce_spike_time_potential_loss:  # noqa: N801, the host's style
 
     def __call__(self, readout: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
         """Return the loss, 0-d, or [B] for reduction "none"."""
-        weight = None if self.weight is None else self.weight.to(targets.device)
+        if self.weight is not None:
+            self.weight = self.weight.to(targets.device)  # kept there: a copy at every call would make the host wait
         return hybrid_cross_entropy(
-            check_readout(readout), targets, reduction=self.reduction, weight=weight, label_smoothing=self.label_smoothing
+            check_readout(readout), targets, reduction=self.reduction, weight=self.weight, label_smoothing=self.label_smoothing
         )
 
 

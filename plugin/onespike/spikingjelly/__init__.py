@@ -8,8 +8,9 @@ try:
 except ImportError as error:
     raise ImportError("onespike.spikingjelly needs SpikingJelly: pip install spikingjelly") from error
 
+from onespike.functional.projection import project_net
 from onespike.spikingjelly.encoder import DirectEncoder, HybridEncoder
-from onespike.spikingjelly.neuron import SingleSpikeLIFNode, project_net
+from onespike.spikingjelly.neuron import SingleSpikeLIFNode
 from onespike.spikingjelly.op_counter import ac_rules, mac_rules
 from onespike.spikingjelly.readout import HybridCrossEntropyLoss, SpikeTimeReadout
 from onespike.spikingjelly.registration import register

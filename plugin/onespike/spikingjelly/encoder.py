@@ -95,8 +95,7 @@ class HybridEncoder(base.MemoryModule):
 
     @T.setter
     def T(self, value: int) -> None:
-        check_T(value)
-        self._T = value
+        self._T = check_T(value)
 
     @property
     def intensity_range(self) -> IntensityRange:
@@ -144,8 +143,7 @@ class DirectEncoder(nn.Module, base.StepModule):
 
     def __init__(self, T: int, step_mode: str = "m") -> None:
         super().__init__()
-        check_T(T)
-        self.T = T
+        self.T = check_T(T)
         self.step_mode = step_mode
 
     def forward(self, x: Tensor) -> Tensor:

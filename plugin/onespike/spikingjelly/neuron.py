@@ -212,10 +212,3 @@ def state_of(x_seq: Tensor, v: Tensor | float, fired: Tensor | bool) -> LIFState
         v if isinstance(v, Tensor) else torch.full_like(x_seq[0], v, dtype=state_dtype(x_seq.dtype)),
         fired if isinstance(fired, Tensor) else torch.full_like(x_seq[0], fired, dtype=torch.bool),
     )
-
-
-def project_net(net: nn.Module) -> None:
-    """Call `project_()` of every module of `net` that has one; for the line after `optimizer.step()`."""
-    for module in net.modules():
-        if hasattr(module, "project_"):
-            module.project_()  # type: ignore[operator]

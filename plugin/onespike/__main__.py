@@ -1,0 +1,134 @@
+"""`python -m onespike`: versions, devices and backends of this machine as plain text, for a look or for a bug report."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import subprocess
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+import onespike
+from onespike.functional.backends import BACKENDS, resolve_backend, why_unavailable
+
+PACKAGES = ("spikingjelly", "snntorch", "triton")
+SMALL, LARGE = 1, 2**40
+"""Elements of an input that is small, and of one that is large, by any rule."""
+
+
+def attempt(look: Callable[..., object], *about: object) -> str:
+    """Return what `look(*about)` finds, with the warnings on the way, on one line; or what is broken: a report never fails."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            found = str(look(*about))
+        except Exception as error:  # whatever is broken, the other lines are wanted all the more
+            found = f"broken ({type(error).__name__}: {error})"
+    return " ".join("; ".join([found, *(f"warning: {warning.message}" for warning in caught)]).split())
+
+
+def package(name: str) -> str:
+    """Return the version of an installed package, without importing it."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        spec = importlib.util.find_spec(name)
+        return "not installed" if spec is None else f"of unknown version, at {spec.origin}"
+
+
+def cupy() -> str:
+    """Return name and version of every installed wheel of CuPy: there is one for each CUDA, and two get in each other's way."""
+    names = [distribution.metadata["Name"] for distribution in importlib.metadata.distributions()]
+    wheels = sorted({name for name in names if name and name.lower().startswith("cupy")})
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in wheels) or package("cupy")
+
+
+def driver() -> str:
+    """Return the version of the NVIDIA driver."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except FileNotFoundError:
+        return "none found (there is no nvidia-smi)"
+    if answer.returncode:
+        return f"broken (nvidia-smi: {answer.stdout or answer.stderr})"
+    return ", ".join(sorted(set(answer.stdout.split())))
+
+
+def cpu() -> str:
+    """Return the processor's model, the instructions that torch uses of it, cores and threads."""
+    info = Path("/proc/cpuinfo")
+    models = (
+        [line.split(":", 1)[1] for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
+    model = models[0] if models else platform.processor() or platform.machine()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}, {cores} cores, torch uses {torch.get_num_threads()} threads"
+
+
+def gpu(place: int) -> str:
+    """Return a GPU's name, memory and compute capability."""
+    found = torch.cuda.get_device_properties(place)
+    return f"{found.name}, {found.total_memory / 2**30:.1f} GiB, compute capability {found.major}.{found.minor}"
+
+
+def backend(name: str, device: str) -> str:
+    """Say whether a backend can run on a kind of device, or why not."""
+    reasons = why_unavailable(name, device)
+    return f"cannot run: {'; '.join(reasons)}" if reasons else "usable"
+
+
+def auto(device: str) -> str:
+    """Say which backend "auto" takes on a kind of device."""
+    small, large = (resolve_backend("auto", device, elements) for elements in (SMALL, LARGE))
+    return f'takes "{small}"' if small == large else f'takes "{small}" for small inputs, "{large}" for large ones'
+
+
+def torch_build() -> str:
+    """Return torch's version and the CUDA runtime that it brings."""
+    return f"{torch.__version__}, CUDA runtime {torch.version.cuda or 'none: built for CPUs'}"
+
+
+def report() -> Iterator[tuple[str, str]]:
+    """Yield the lines: what each is about, and what was found."""
+    yield "onespike", f"{onespike.__version__}, {Path(onespike.__file__).parent}"
+    yield "python", attempt(lambda: f"{platform.python_version()}, {platform.platform()}")
+    yield "torch", attempt(torch_build)
+    for name in PACKAGES:
+        yield name, attempt(package, name)
+    yield "cupy", attempt(cupy)
+    yield "NVIDIA driver", attempt(driver)
+    yield "cpu", attempt(cpu)
+
+    available = attempt(torch.cuda.is_available)
+    usable = available.startswith("True")
+    if usable:
+        for place in range(torch.cuda.device_count()):
+            yield f"cuda:{place}", attempt(gpu, place)
+    else:
+        yield "cuda", f"no device that torch can use: torch.cuda.is_available() is {available}"
+
+    yield '"auto" on cpu', attempt(auto, "cpu")
+    for name in BACKENDS:
+        yield f'"{name}" on cpu', attempt(backend, name, "cpu")
+    if usable:
+        yield '"auto" on cuda', attempt(auto, "cuda")
+    for name in BACKENDS:
+        found = attempt(backend, name, "cuda")
+        if usable or found != "usable":
+            yield f'"{name}" on cuda', found
+
+
+def main() -> None:
+    """Print the report."""
+    for subject, found in report():
+        print(f"{subject + ':':<20} {found}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
