@@ -166,8 +166,7 @@ DEFAULT = Switches()
 
 def plan_for(kind, x_seq, leak, threshold, v=None, *, switches=DEFAULT, keep_state=True, trace=False):
     """Make a plan of class `kind` for these tensors."""
-    shapes = leak.shape, threshold.shape, v is not None
-    return kind(Signature(x_seq.shape, x_seq.stride(), x_seq.dtype, x_seq.device, *shapes, switches, keep_state, trace))
+    return kind(Signature.of(x_seq, leak, threshold, v is not None, switches, keep_state, trace))
 
 
 def check(case: Case, kind, device: str = "cpu") -> None:

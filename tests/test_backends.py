@@ -3,11 +3,13 @@
 import importlib.util
 import sys
 import types
+import warnings
 
 import pytest
 import torch
 
 from onespike.functional import BackendUnavailableError, backends, single_spike_lif, why_unavailable
+from onespike.functional.backends import resolve_backend
 
 
 @pytest.fixture(autouse=True)
@@ -74,3 +76,46 @@ def test_everything_is_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setitem(sys.modules, "cupy", cupy_for(13020))
     assert why_unavailable("cupy", "cuda") == []
+
+
+@pytest.fixture
+def cuda_with(monkeypatch):
+    """Make as if these backends were installed on a machine with a GPU, and say what each does when it is tried."""
+
+    def install(**outcomes):
+        monkeypatch.setattr(backends, "why_unavailable", lambda name, device: [] if name in outcomes else [f"no {name}"])
+        monkeypatch.setattr(backends, "failures", lambda name, device: outcomes[name])
+
+    backends.fastest_on_cuda.cache_clear()
+    yield install
+    backends.fastest_on_cuda.cache_clear()
+
+
+def test_auto_takes_the_first_fused_backend_that_works_on_cuda(cuda_with):
+    first, second = backends.AUTO_ON_CUDA
+    cuda_with(**{first: [], second: []})
+    assert resolve_backend("auto", "cuda") == first
+    assert resolve_backend("auto", "cuda", dtype=torch.float64) == "torch"
+    backends.fastest_on_cuda.cache_clear()
+    cuda_with(**{second: []})
+    assert resolve_backend("auto", "cuda") == second
+    backends.fastest_on_cuda.cache_clear()
+    cuda_with(**{first: ["it is broken"], second: []})
+    assert resolve_backend("auto", "cuda") == second
+
+
+def test_auto_says_once_why_it_takes_torch_on_cuda(cuda_with):
+    first, second = backends.AUTO_ON_CUDA
+    cuda_with(**{first: ["it is broken"]})
+    with pytest.warns(UserWarning, match=rf'"auto" takes "torch" on CUDA.*it is broken; no {second}'):
+        assert resolve_backend("auto", "cuda") == "torch"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert resolve_backend("auto", "cuda") == "torch"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the compilers work here")
+def test_a_backend_that_fails_says_how(monkeypatch):
+    (reason,) = backends.failures("triton", "cpu")
+    assert reason.startswith('backend "triton" is installed but fails (')
+    assert backends.failures("torch", "cpu") == []

@@ -4,8 +4,11 @@ import functools
 import importlib
 import importlib.util
 import shutil
+import warnings
 
 import torch
+
+from onespike.kernels.plan import Signature
 
 KERNELS = {
     "torch": ("onespike.kernels.eager", "EagerPlan"),
@@ -26,8 +29,11 @@ Measured on 2 cores at T = 5, forward and backward: the two are equally fast at 
 later processes, from inductor's cache on disk; all layers of a network share them. At 1 million elements some thousand
 passes earn the time back; a script of small layers never compiles. The rule looks at the shape alone, so that a run takes the
 same path again when it is resumed, recomputed under checkpointing, or repeated; ask for a backend by name to have it at
-any size. On CUDA "auto" takes "torch": nothing was measured there yet.
+any size.
 """
+
+AUTO_ON_CUDA = ("cupy", "triton")
+"""What "auto" takes on CUDA, the first that works; "torch", several times slower, where none does."""
 
 
 class BackendUnavailableError(RuntimeError):
@@ -97,13 +103,14 @@ def check_backend(backend: str, names: tuple[str, ...] = ("auto", *BACKENDS)) ->
         raise ValueError(f"backend must be one of {', '.join(map(repr, names))}, got {backend!r}")
 
 
-def resolve_backend(backend: str, device_type: str, elements: int = 0) -> str:
+def resolve_backend(backend: str, device_type: str, elements: int = 0, dtype: torch.dtype = torch.float32) -> str:
     """Turn "auto" into a name and refuse a named backend that cannot run: it never falls back.
 
     Args:
         backend: a name or "auto".
         device_type: kind of device of the tensors, such as "cpu".
         elements: number of elements of x_seq, which "auto" goes by.
+        dtype: dtype of x_seq; only "torch" and "inductor" have float64.
 
     Raises:
         ValueError: `backend` is no known name.
@@ -111,12 +118,40 @@ def resolve_backend(backend: str, device_type: str, elements: int = 0) -> str:
     """
     check_backend(backend)
     if backend == "auto":
+        if device_type == "cuda" and dtype != torch.float64:
+            return fastest_on_cuda()
         worthwhile = device_type == "cpu" and elements >= AUTO_COMPILES_FROM
         return "inductor" if worthwhile and not obstacles("inductor", device_type) else "torch"
     reasons = obstacles(backend, device_type)
     if reasons:
         raise BackendUnavailableError(f'backend "{backend}" cannot run on "{device_type}": ' + "; ".join(reasons))
     return backend
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def fastest_on_cuda() -> str:
+    """Name the first of `AUTO_ON_CUDA` that runs a neuron on the current device; warn, once, where that is none."""
+    reasons = []
+    for backend in AUTO_ON_CUDA:
+        if not (obstacles_found := why_unavailable(backend, "cuda") or failures(backend, "cuda")):
+            return backend
+        reasons += obstacles_found
+    warnings.warn(f'backend "auto" takes "torch" on CUDA, which is several times slower: {"; ".join(reasons)}', stacklevel=2)
+    return "torch"
+
+
+def failures(backend: str, device: str) -> list[str]:
+    """Run one neuron forward and backward, and say what went wrong: an installed compiler need not work."""
+    module, kind = KERNELS[backend]
+    try:
+        x_seq, number = torch.ones(1, 1, device=device), torch.ones((), device=device)
+        plan = getattr(importlib.import_module(module), kind)(Signature.of(x_seq, number, number))
+        plan.forward(x_seq, number, number, None, None)
+        plan.backward(x_seq, None, None, x_seq, number, number, None, None)
+    except Exception as error:  # a compiler's errors have no common base
+        return [f'backend "{backend}" is installed but fails ({type(error).__name__}: {error})']
+    return []
 
 
 USABLE: set[tuple[str, str]] = set()

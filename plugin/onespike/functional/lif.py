@@ -113,7 +113,7 @@ def lif(
     if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
         check_no_tangent(*trained)
     if is_traced(x_seq):
-        name = resolve_backend(backend, x_seq.device.type, x_seq.numel())
+        name = resolve_backend(backend, x_seq.device.type, x_seq.numel(), x_seq.dtype)
         return torch.ops.onespike.single_spike_lif(x_seq, leak, v_threshold, v, fired, *switches, trace, name)
     plan = plan_of(x_seq, leak, v_threshold, v, switches, backend, keep_state=keep_state, trace=trace)
     check_leak("leak", leak)
@@ -154,21 +154,7 @@ def plan_of(
     trace: bool = False,
 ) -> Plan:
     """Return how `backend` does this; worked out once for all calls alike."""
-    return planned(
-        Signature(
-            x_seq.shape,
-            x_seq.stride(),
-            x_seq.dtype,
-            x_seq.device,
-            leak.shape,
-            v_threshold.shape,
-            v is not None,
-            switches,
-            keep_state,
-            trace,
-        ),
-        backend,
-    )
+    return planned(Signature.of(x_seq, leak, v_threshold, v is not None, switches, keep_state, trace), backend)
 
 
 @lru_cache(maxsize=512)
@@ -187,7 +173,7 @@ def planned(signature: Signature, backend: str) -> Plan:
         if not broadcasts(of_parameter, step):
             raise ValueError(f"{name} must be 0-d or broadcastable to [N, *] = {step}, got {tuple(of_parameter)}")
     elements = prod(shape)
-    name = resolve_backend(backend, signature.device.type, elements)
+    name = resolve_backend(backend, signature.device.type, elements, signature.dtype)
     module, kind = KERNELS[name if elements else "torch"]  # plain operators serve inputs without elements
     return getattr(import_module(module), kind)(signature)
 

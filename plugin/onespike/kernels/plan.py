@@ -8,7 +8,7 @@ broadcast step) are copied to it. Leak and threshold are one number for the laye
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from math import prod
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -45,10 +45,15 @@ class Signature(NamedTuple):
     device: torch.device
     leak: torch.Size
     v_threshold: torch.Size
-    has_state: bool
-    switches: Switches
-    keep_state: bool
-    trace: bool
+    has_state: bool = False
+    switches: Switches = Switches()
+    keep_state: bool = True
+    trace: bool = False
+
+    @classmethod
+    def of(cls, x_seq: Tensor, leak: Tensor, v_threshold: Tensor, *others: Any) -> Self:
+        """Read off tensors what a plan depends on; `others` are the fields from `has_state` on."""
+        return cls(x_seq.shape, x_seq.stride(), x_seq.dtype, x_seq.device, leak.shape, v_threshold.shape, *others)
 
 
 class Plan(ABC):
