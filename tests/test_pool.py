@@ -1,5 +1,9 @@
 """The 2x2 pool of converted networks, against torch's."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -44,7 +48,7 @@ def test_equals_torch(layout, dtype, monkeypatch):
 
 def test_sequences(monkeypatch):
     monkeypatch.setattr(pool, "quicker_by_quarters", lambda _: True)
-    x_seq = torch.rand(3, 2, 4, 6, 6).permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    x_seq = torch.rand(3, 2, 6, 6, 4).permute(0, 1, 4, 2, 3).requires_grad_()
     got, want = (kind(2, step_mode="m")(x_seq) for kind in (AvgPool2d, layer.AvgPool2d))
     assert torch.equal(got, want)
     assert got.stride() == want.stride()
@@ -64,8 +68,16 @@ def test_sequences(monkeypatch):
 def test_other_pools_are_torchs(arguments, size, monkeypatch):
     monkeypatch.setattr(pool.Halve, "apply", None)
     arguments = {"kernel_size": 2, **arguments}
-    images = torch.rand(2, 3, *size)
+    images = torch.rand(2, 3, *size).requires_grad_()
     assert torch.equal(AvgPool2d(**arguments)(images), nn.AvgPool2d(**arguments)(images))
+
+
+def test_what_needs_no_gradient_is_torchs(monkeypatch):
+    monkeypatch.setattr(pool.Halve, "apply", None)
+    images = torch.rand(2, 3, 4, 4)
+    with torch.no_grad():
+        assert AvgPool2d(2)(images.clone().requires_grad_()).shape == (2, 3, 2, 2)
+    assert AvgPool2d(2)(images).shape == (2, 3, 2, 2)
 
 
 def test_dimensions_are_the_hosts():
@@ -78,3 +90,12 @@ def test_converted_networks_have_it():
     ann = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(18, 3, bias=False))
     network = convert(ann, torch.rand(4, 1, 8, 8), timesteps=4)
     assert type(network.body[2]) is AvgPool2d
+
+
+def test_the_benchmark_runs():
+    script = Path(__file__).parents[1] / "benchmarks" / "bench_pool.py"
+    command = [sys.executable, str(script), "--device", "cpu", "--batch", "1", "--rounds", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("  onespike ")]
+    assert len(rows) == 4, "two dtypes in two layouts"

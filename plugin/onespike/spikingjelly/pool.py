@@ -1,4 +1,4 @@
-"""Average pooling whose 2x2 case is quick where torch's is slow: in its backward pass on GPUs, and for contiguous images."""
+"""Average pooling that trains quickly where torch's is slow: windows of 2x2 on GPUs, and of contiguous images."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 class AvgPool2d(layer.AvgPool2d):
-    """SpikingJelly's layer of the same name, arguments and state, which adds up the four strided quarters of a 2x2 pool.
+    """SpikingJelly's layer of the same name, arguments and state, which in training adds up a 2x2 pool's four strided quarters.
 
     Values and gradients are those of `torch.nn.AvgPool2d`: to the bit in float32 and float64, and in any dtype where the sums
     of four are exact, as those of spikes are. Elsewhere float16 and bfloat16 are rounded at each addition instead of once.
-    Channels-last images stay channels last. Other pools, odd sizes, and channels-last images on a CPU, where torch's pool is
-    quicker, take torch's own way.
+    Channels-last images stay channels last. Other pools, odd sizes, whatever needs no gradient, and channels-last images on a CPU,
+    where torch's pool is quicker, take torch's own way.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -21,7 +21,8 @@ class AvgPool2d(layer.AvgPool2d):
         if x.dim() != (5 if self.step_mode == "m" else 4):
             return super().forward(x)  # which raises, or knows more shapes
         images = x.flatten(0, -4)
-        if not (self._halves(images) and quicker_by_quarters(images)):
+        trained = images.requires_grad and torch.is_grad_enabled()
+        if not (trained and self._halves(images) and quicker_by_quarters(images)):
             return super().forward(x)
         return Halve.apply(images).unflatten(0, x.shape[:-3])
 
