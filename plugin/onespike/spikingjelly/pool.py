@@ -12,8 +12,8 @@ class AvgPool2d(layer.AvgPool2d):
 
     Values and gradients are those of `torch.nn.AvgPool2d`: to the bit in float32 and float64, and in any dtype where the sums
     of four are exact, as those of spikes are. Elsewhere float16 and bfloat16 are rounded at each addition instead of once.
-    Channels-last images stay channels last. Other pools, odd sizes, whatever needs no gradient, and channels-last images on a CPU,
-    where torch's pool is quicker, take torch's own way.
+    Channels-last images stay channels last. Other pools, odd sizes, whatever needs no gradient, and channels-last images on a
+    CPU, where torch's pool is quicker, take torch's own way.
     """
 
     def forward(self, x: Tensor) -> Tensor:
