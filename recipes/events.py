@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import onespike
+from cifar.memory import keep_freed_memory
 from onespike import plots
 from onespike.functional import Readout, hybrid_encode_events
 from onespike.metrics import SpikingActivity
@@ -237,6 +238,7 @@ def main() -> None:
     arguments = parse_arguments()
     config, started = Config(seed=arguments.seed, epochs=arguments.epochs), time.time()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
     torch.set_num_threads(1)  # such small layers gain nothing from more, and the result does not depend on the number of cores
     *splits, events_per_recording = load_data(config)
 

@@ -29,7 +29,9 @@ from cifar.checkpoint import CheckpointError, Checkpoints, differences, require_
 from cifar.config import Config, ConfigError, explain, load_config
 from cifar.conversion import choose_thresholds, describe, plain_accuracy, spiking_network
 from cifar.data import Data, DataError, load_data
+from cifar.graph import GraphError, why_not_recorded
 from cifar.loggers import LoggerError, Loggers, require
+from cifar.memory import keep_freed_memory
 from cifar.spent import Spent
 from cifar.termination import Termination
 from cifar.training import Progress, Runtime, Stage, Trainer, TrainingError, accuracy, seed_of
@@ -42,12 +44,15 @@ from onespike.spikingjelly import HybridCrossEntropyLoss
 
 ANN_SETTINGS = ("dataset", "validation", "crop", "flip", "seed", "model", "width", "hidden", "dropout", "fc_dropout", "ann")
 """What the ANN depends on: runs that agree in them can share it."""
+SAME_NUMBERS = ("cuda_graph",)
+"""Settings that a run may change when it goes on."""
 EXPECTED = (
     BackendUnavailableError,
     CheckpointError,
     ConfigError,
     ConversionError,
     DataError,
+    GraphError,
     LoggerError,
     OSError,
     TrainingError,
@@ -59,10 +64,11 @@ def run(arguments: argparse.Namespace) -> None:
     """Carry out the stages, each from where it was left."""
     require(tensorboard=arguments.tensorboard, wandb=arguments.wandb)
     config = load_config(arguments.config, arguments.set)
-    settings = outcome.flat(asdict(config))
+    settings = {name: value for name, value in outcome.flat(asdict(config)).items() if name not in SAME_NUMBERS}
     name = "-".join(path.stem for path in arguments.config)
     out: Path = arguments.out or Path("runs") / name
     fabric = make_fabric(arguments.device, config)
+    not_recorded = why_not_recorded(config, fabric)
     if fabric.is_global_zero:
         check_claim(out, settings, arguments.resume)
     fabric.barrier()
@@ -76,7 +82,9 @@ def run(arguments: argparse.Namespace) -> None:
     if fabric.is_global_zero:
         claim(out, settings)
     fabric.barrier()
-    runtime = Runtime(config, data, fabric, Termination(), arguments.save_every)
+    if not_recorded and config.cuda_graph == "auto":
+        fabric.print(f"training steps are launched kernel by kernel: {not_recorded}")
+    runtime = Runtime(config, data, fabric, Termination(), arguments.save_every, recorded=not_recorded is None)
     loggers = (
         Loggers(out, settings, tensorboard=arguments.tensorboard, wandb=arguments.wandb) if fabric.is_global_zero else None
     )
@@ -207,8 +215,9 @@ def make_fabric(device: str, config: Config) -> Fabric:
         precision=precision,
     )
     fabric.launch()
-    torch.backends.cudnn.deterministic = True  # so that a run can go on to the last bit
-    torch.backends.cudnn.allow_tf32 = False  # so that evaluation in full precision is that
+    torch.backends.cudnn.deterministic = not config.cudnn_benchmark  # so that a run can go on to the last bit
+    torch.backends.cudnn.benchmark = config.cudnn_benchmark
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = config.tf32
     return fabric
 
 
@@ -273,6 +282,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
+    keep_freed_memory()
     try:
         run(arguments)
     except EXPECTED as error:

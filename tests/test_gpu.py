@@ -3,8 +3,11 @@
 import pytest
 import torch
 from parity import CASES, TOLERANCE, Case, inputs_of, poisoned_memory
+from recipe_runs import DIGITS, SHORT, outcome, train
 
+from cifar import training
 from onespike.functional import LIFState, single_spike_lif, why_unavailable
+from onespike.spikingjelly.pool import AvgPool2d
 
 pytestmark = pytest.mark.gpu
 BACKENDS = ("cupy", "triton")
@@ -134,3 +137,56 @@ def test_more_than_2_to_the_31_elements(backend):
     del state
     (grad,) = torch.autograd.grad(s_seq, x_seq, torch.ones_like(s_seq))
     assert grad[0, -4:].tolist() == pytest.approx([0.15, 0, 0, 0], abs=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_recorded_training_steps_are_the_plain_ones(precision, backend, monkeypatch, tmp_path):
+    """A run of the recipe: 14 steps an epoch, the last one smaller, with dropout, clipping, SGD and then Adam."""
+    settings = [*SHORT, f"backend={backend}", f"precision={precision}", "ann.batch_size=96", "snn.batch_size=96"]
+    settings += ["ann.clip=1", "snn.clip=1"]
+    recorded, plain_capture, advance = [], training.capture, training.Trainer.advance
+
+    def run(folder, *more):
+        arguments = [DIGITS, "--out", tmp_path / folder, "--device", "cuda", "--save-every", 0, "--resume"]
+        train(monkeypatch, *arguments, "--set", *settings, *more)
+        return outcome(tmp_path / folder)
+
+    def capture(*arguments):
+        recorded.append(arguments)
+        return plain_capture(*arguments)
+
+    def stopped(trainer, batch):
+        if trainer.stage.name == "snn" and trainer.progress.step == 20:
+            raise KeyboardInterrupt
+        advance(trainer, batch)
+
+    monkeypatch.setattr(training, "LOOK_EVERY", 1)  # checkpoints after every step, to go on from
+    monkeypatch.setattr(training, "capture", capture)
+    plain = run("plain", "cuda_graph=never")
+    assert not recorded
+    assert run("recorded", "cuda_graph=always") == plain
+    assert len(recorded) == 2, "one for the ANN and one for the SNN"
+    with monkeypatch.context() as broken:
+        broken.setattr(training.Trainer, "advance", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run("stopped", "cuda_graph=always")
+    assert run("stopped", "cuda_graph=always") == plain
+    assert len(recorded) == 5
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_pool_equals_torchs(layout, dtype, request):
+    if not torch.cuda.is_available():
+        refuse = pytest.fail if request.config.getoption("--require-gpu") else pytest.skip
+        refuse("torch.cuda.is_available() is False")
+    spikes = (torch.rand(20, 6, 8, 12, device="cuda") < 0.3).to(dtype).contiguous(memory_format=layout).requires_grad_()
+    found = []
+    for pool in (AvgPool2d(2), torch.nn.AvgPool2d(2)):
+        pooled = pool(spikes)
+        weights = torch.linspace(-3, 2, pooled.numel(), dtype=dtype, device="cuda").view(pooled.shape)
+        (grad,) = torch.autograd.grad(pooled, spikes, weights.contiguous(memory_format=layout))
+        found.append((pooled.detach(), grad))
+    for ours, torchs in zip(*found, strict=True):
+        assert torch.equal(ours, torchs)
+        assert ours.stride() == torchs.stride()

@@ -35,6 +35,9 @@ def test_settings_are_read_typed_and_layered(tmp_path):
         ("T", "--set takes key=value, got 'T'"),
         ("T=${foo}", "settings: Interpolation key 'foo' not found"),
         ("ann.lr=inf", "ann.lr must be > 0 and finite, got inf"),
+        ("cuda_graph=sometimes", r"cuda_graph: Invalid value 'sometimes', expected one of \['auto', 'always', 'never'\]"),
+        ("cudnn_benchmark=maybe", "cudnn_benchmark: Value 'maybe' is not a valid bool"),
+        ("tf32=maybe", "tf32: Value 'maybe' is not a valid bool"),
         ("crop=32", r"crop must be in \[0, 31\], got 32"),
     ],
 )

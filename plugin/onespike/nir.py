@@ -29,6 +29,7 @@ from torch.nn.utils import parametrize
 
 from onespike.functional.checks import check_positive, check_T
 from onespike.spikingjelly import DirectEncoder, HybridEncoder, SingleSpikeLIFNode, SpikeTimeReadout
+from onespike.spikingjelly.pool import AvgPool2d
 
 try:
     import nir
@@ -156,7 +157,7 @@ def layer_to_nir(name: str, module: nn.Module, shape: tuple[int, ...]) -> tuple[
         node: nir.NIRNode = nir.Conv2d(shape[1:], weight, twin.stride, twin.padding, twin.dilation, 1, no_bias)
     elif kind in (nn.Linear, layer.Linear):
         node = nir.Linear(weight)
-    elif kind in (nn.AvgPool2d, layer.AvgPool2d):
+    elif kind in (nn.AvgPool2d, layer.AvgPool2d, AvgPool2d):
         if twin.ceil_mode or twin.divisor_override or not twin.count_include_pad:
             raise ValueError(f"{name}: ceil_mode, divisor_override and count_include_pad must be the defaults, got {twin}")
         node = nir.AvgPool2d(*(np.array(pair(size)) for size in (twin.kernel_size, twin.stride, twin.padding)))

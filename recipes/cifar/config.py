@@ -102,6 +102,16 @@ class Config:
     )
     channels_last: bool = option(True, "memory format of images and weights")
     compile: bool = option(False, "torch.compile the network")
+    cuda_graph: Literal["auto", "always", "never"] = option(
+        "auto", "replay a training step as one CUDA graph; the numbers are the same. auto: wherever a step can be recorded"
+    )
+    cudnn_benchmark: bool = option(
+        False, "let cuDNN try its algorithms and take the quickest: a run is no longer the same to the last bit when repeated"
+    )
+    tf32: bool = option(
+        False,
+        "on a GPU, float32 products from factors of 10 bits: quicker in 32-true and in evaluation, and less exact in both",
+    )
 
 
 RANGES: dict[str, tuple[str, Any]] = {

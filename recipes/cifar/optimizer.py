@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cifar.config import Training
 
@@ -22,6 +22,18 @@ def make_optimizer(network: nn.Module, settings: Training) -> torch.optim.Optimi
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=True)
     return torch.optim.AdamW(groups, settings.lr, amsgrad=settings.amsgrad, fused=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float, device: torch.device) -> None:
+    """Set the learning rate of every group; on a GPU in place, in a tensor, where a recorded step finds it."""
+    for group in optimizer.param_groups:
+        value = lr * group["factor"]
+        if device.type == "cpu":
+            group["lr"] = value
+        elif isinstance(group["lr"], Tensor) and group["lr"].device == device:
+            group["lr"].fill_(value)
+        else:
+            group["lr"] = torch.full((), value, device=device)
 
 
 def rate(settings: Training, step: int, steps_per_epoch: int, planned: int) -> float:

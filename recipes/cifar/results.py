@@ -18,7 +18,7 @@ from torch import Tensor
 from cifar.config import Config
 from cifar.data import CLASSES, STATISTICS, Split
 from cifar.provenance import commit, cpu_model, installed
-from cifar.training import EVALUATION_BATCH
+from cifar.training import evaluation_batch
 from onespike import plots
 from onespike.conversion import SpikingNetwork
 from onespike.conversion.storage import write_atomically
@@ -39,8 +39,9 @@ def evaluate(network: SpikingNetwork, test: Split, fabric: Fabric, activity_imag
     """Measure accuracy by rule and by step over all test images, spikes and energy over the first `activity_images`."""
     network.eval()
     hits = torch.zeros(len(RULES) + network.T, device=fabric.device, dtype=torch.float64)
-    for first in range(fabric.global_rank * EVALUATION_BATCH, len(test), fabric.world_size * EVALUATION_BATCH):
-        x, y = test.plain(slice(first, first + EVALUATION_BATCH))
+    size = evaluation_batch(fabric.device)
+    for first in range(fabric.global_rank * size, len(test), fabric.world_size * size):
+        x, y = test.plain(slice(first, first + size))
         currents = network.currents(x)
         readout = network.readout(currents)
         guesses = [predict(readout, rule) for rule in RULES] + list(currents.cumsum(0).argmax(2))
@@ -61,10 +62,10 @@ def evaluate(network: SpikingNetwork, test: Split, fabric: Fabric, activity_imag
 def watch(network: SpikingNetwork, split: Split, images: int) -> SpikingActivity:
     """Count the spikes of a network over the first images of a split."""
     network.eval()
-    images = min(images, len(split))
+    images, size = min(images, len(split)), evaluation_batch(split.labels.device)
     with SpikingActivity(network) as activity:
-        for first in range(0, images, EVALUATION_BATCH):
-            network(split.plain(slice(first, min(first + EVALUATION_BATCH, images)))[0])
+        for first in range(0, images, size):
+            network(split.plain(slice(first, min(first + size, images)))[0])
     return activity
 
 

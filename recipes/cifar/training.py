@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,13 +21,13 @@ from tqdm import tqdm
 from cifar.checkpoint import CheckpointError, Checkpoints, require_one_folder
 from cifar.config import Config, Training
 from cifar.data import Data, Epoch, Split
-from cifar.optimizer import STATES, make_optimizer, rate
+from cifar.graph import Replayed, capture
+from cifar.optimizer import STATES, make_optimizer, rate, set_rate
 from cifar.termination import TERMINATED, Termination
 from onespike.spikingjelly import project_net
 
 LOOK_EVERY = 50
 """Steps between looks at the loss and at other processes' signals on a GPU, where looking makes it wait."""
-EVALUATION_BATCH = 250
 
 
 class TrainingError(RuntimeError):
@@ -75,6 +76,7 @@ class Runtime:
         fabric: launched.
         termination: SIGTERM's handler; while a network is trained the signal saves a checkpoint and ends the process.
         save_every: seconds between checkpoints, beside the first, the last and that of a signal.
+        recorded: replay steps as a CUDA graph.
     """
 
     config: Config
@@ -82,6 +84,7 @@ class Runtime:
     fabric: Fabric
     termination: Termination
     save_every: float
+    recorded: bool
 
 
 class Trainer:
@@ -115,6 +118,7 @@ class Trainer:
         sums = [self.progress.loss, self.progress.hits] if self.fabric.is_global_zero else [0, 0]
         self.loss, self.hits = torch.tensor(sums, device=self.fabric.device, dtype=torch.float64)
         self.model, self.optimizer = self.fabric.setup(torch.compile(network) if runtime.config.compile else network, optimizer)
+        self.replayed: Replayed | None = None
         self.started = time.monotonic() - self.progress.seconds
         self.saved_at = -math.inf if saved is None else time.monotonic()
 
@@ -128,6 +132,8 @@ class Trainer:
         )
         order: Epoch | None = None
         self.network.train()
+        if self.runtime.recorded:
+            self.replayed = Replayed(self.step, settings.batch_size, partial(capture, self.optimizer.optimizer))
         with bar, self.runtime.termination.deferred():
             self.save_if_due()
             while progress.step < self.total:
@@ -143,6 +149,7 @@ class Trainer:
                     if shown and bar.disable:  # no terminal
                         print(self.line(), flush=True)
                 self.save_if_due()
+        self.replayed = None  # the recording has memory of its own
         return progress
 
     def line(self) -> str:
@@ -160,12 +167,18 @@ class Trainer:
         return Epoch.draw(len(self.data.train), generator, crop=config.crop, flip=config.flip).to(self.fabric.device)
 
     def advance(self, batch: Epoch) -> None:
-        """Take one optimiser step with this process's share of a batch."""
+        """Take the next optimiser step."""
+        stage, settings, step = self.stage, self.stage.settings, self.progress.step
+        torch.manual_seed(seed_of(self.runtime.config.seed, stage.name, "step", step, self.fabric.global_rank))
+        set_rate(self.optimizer, settings.lr * rate(settings, step, self.steps_per_epoch, self.planned), self.fabric.device)
+        (self.replayed or self.step)(batch)
+        self.progress.step += 1
+        if self.looks():
+            self.require_finite_loss()
+
+    def step(self, batch: Epoch) -> None:
+        """Take one optimiser step with this process's share of a batch, on the device and in place, as `graph` asks for."""
         stage, settings, fabric = self.stage, self.stage.settings, self.fabric
-        torch.manual_seed(seed_of(self.runtime.config.seed, stage.name, "step", self.progress.step, fabric.global_rank))
-        lr = settings.lr * rate(settings, self.progress.step, self.steps_per_epoch, self.planned)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["factor"]
         own = batch.take(slice(fabric.global_rank, None, fabric.world_size))
         size = max(1, -(-len(own.index) // settings.accumulate))
         for part in range(settings.accumulate):
@@ -184,9 +197,6 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         project_net(self.network)
-        self.progress.step += 1
-        if self.looks():
-            self.require_finite_loss()
 
     def looks(self) -> bool:
         """Whether it is time to look at numbers on the device and at other processes, which makes them wait."""
@@ -280,10 +290,16 @@ def parts(output: Any) -> tuple[Tensor, ...]:
     return output if isinstance(output, tuple) else (output,)
 
 
+def evaluation_batch(device: torch.device) -> int:
+    """Return how many images are evaluated at once: on a GPU enough to keep it busy."""
+    return 250 if device.type == "cpu" else 1000
+
+
 @torch.no_grad()
-def accuracy(network: nn.Module, split: Split, fabric: Fabric, batch_size: int = EVALUATION_BATCH) -> float:
+def accuracy(network: nn.Module, split: Split, fabric: Fabric, batch_size: int | None = None) -> float:
     """Return the share of hits in percent, in full precision, every image counted once over all processes."""
     network.eval()
+    batch_size = batch_size or evaluation_batch(fabric.device)
     hits = torch.zeros((), device=fabric.device, dtype=torch.float64)
     for first in range(fabric.global_rank * batch_size, len(split), fabric.world_size * batch_size):
         x, y = split.plain(slice(first, first + batch_size))

@@ -10,6 +10,7 @@ from spikingjelly.activation_based import layer as sj_layer
 from torch import Tensor, fx, nn
 
 from onespike.functional.checks import check_finite, check_floating
+from onespike.spikingjelly.pool import AvgPool2d
 
 NEURON = "neuron"
 _CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
@@ -81,7 +82,8 @@ class Layer:
     def build(self) -> nn.Module:
         """Make the SpikingJelly layer, multi-step, with fresh weights; not for a neuron."""
         bias = {"bias": False} if self.kind in WEIGHTED else {}
-        return getattr(sj_layer, self.kind)(**self.arguments, **bias, step_mode="m")
+        kind = AvgPool2d if self.kind == "AvgPool2d" else getattr(sj_layer, self.kind)
+        return kind(**self.arguments, **bias, step_mode="m")
 
 
 def read_chain(ann: nn.Module) -> tuple[list[Layer], dict[str, Tensor]]:
