@@ -14,7 +14,7 @@ from torch import Tensor
 
 from onespike.kernels.plan import Plan, Switches
 
-BLOCK_SIZE = 2**15
+BLOCK_SIZE = 2**16
 """Neurons per thread that are taken through all steps together on a CPU.
 
 Small enough for the cache, and large enough for torch to share each operator among the threads.

@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext
 from torch._inductor import config
+from torch._inductor.compile_fx import compile_fx
 
 from onespike.kernels.plan import Plan, Signature
 
@@ -28,6 +30,10 @@ places at once that caches no longer hold them: 20 steps backward in one functio
 
 EXAMPLE_SIZE = 2**15
 """The M of the example on which each function is compiled; any other runs the same code."""
+
+SUMS_INSIDE_FROM = 4097
+"""The M from which a loop also adds up over all neurons, in a fixed order, and so writes less. For fewer neurons inductor would
+generate other sums, which are not worth a second compilation, and on a GPU torch sums better."""
 
 
 class InductorPlan(Plan):
@@ -82,9 +88,7 @@ class InductorPlan(Plan):
         grad_trace = self.flat(self.laid(grad_v_seq))
         carried: Any = self.flat(self.laid(grad_v))
         height = self.height(parameters[1])
-        # Loops can add up over all neurons, in a fixed order, and so write less. For few neurons inductor would generate other
-        # sums, which are not worth a second compilation, and on a GPU torch sums better.
-        sums_inside = not self.per_neuron and self.device.type == "cpu" and self.neurons >= EXAMPLE_SIZE
+        sums_inside = not self.per_neuron and self.device.type == "cpu" and self.neurons >= SUMS_INSIDE_FROM
         options = switches.grad_after_spike, switches.temporal_gradient, sums_inside
 
         states: list[Any] = [self.state(v, fired)]
@@ -125,16 +129,13 @@ class InductorPlan(Plan):
         return start, torch.zeros_like(start, dtype=torch.uint8)
 
     def run(self, body: Callable, *arguments: Any) -> Any:
-        """Call `body`, compiled for arguments of these kinds."""
-        # Dynamo guards on whether a tensor requires grad or is a view, and on these modes: left as they come, each combination
-        # would compile the same code again.
-        arguments = tuple(map(bare, arguments))
-        key = body, torch.get_num_threads(), *(argument is None for argument in arguments), len(arguments[0])
+        """Call `body`, compiled for arguments of these kinds, which a plan fixes but for their presence and length."""
+        key = body, torch.get_num_threads(), len(arguments[0]), *[argument is None for argument in arguments]
         program = self.programs.get(key)
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            if program is None:
-                program = self.programs[key] = compiled(body, key[1], *map(kind_of, arguments))
-            return program(*arguments)
+        if program is None:
+            program = compiled(body, key[1], *map(kind_of, arguments))
+            program = self.programs[key] = program.unguarded(self.neurons) or program
+        return program(*arguments)
 
 
 def charge(v: Tensor | None, x: Tensor, leak: Tensor, v_threshold: Tensor) -> Tensor:
@@ -254,7 +255,9 @@ class Kind(NamedTuple):
     def example(self) -> Tensor:
         """Make a tensor of this kind with a typical M."""
         shape = () if self.steps is None else (*self.steps, EXAMPLE_SIZE)
-        return torch.ones(shape, dtype=self.dtype, device=self.device)
+        example = torch.ones(shape, dtype=self.dtype, device=self.device)
+        torch._dynamo.mark_static(example, list(range(len(shape) - 1)))
+        return example
 
 
 class Slices(NamedTuple):
@@ -284,16 +287,81 @@ def bare(argument: Any) -> Any:
 
 
 @functools.cache
-def compiled(body: Callable, threads: int, *kinds: Any) -> Callable:  # noqa: ARG001
-    """Compile `body` for these kinds of arguments, any M, and the number of threads, which inductor writes into the code.
+def compiled(body: Callable, threads: int, *kinds: Any) -> "Program":  # noqa: ARG001
+    """Compile `body` for these kinds of arguments, any M, and the number of threads, which inductor writes into the code."""
+    return Program(body, kinds)
 
-    Each gets a code object of its own, because dynamo counts recompilations, up to a limit, per code object. It is compiled
-    on an example, so that neither its code nor what it accepts hangs on the size that happened to come first.
+
+class Program:
+    """A function compiled on an example of its arguments, so that its code does not hang on the size that came first.
+
+    It has a code object of its own, because dynamo counts recompilations, up to a limit, per code object.
     """
-    own = types.FunctionType(body.__code__.replace(), body.__globals__, body.__name__)
-    function = torch.compile(own, dynamic=True, options=compiler_options())
-    function(*(kind.example() if isinstance(kind, Kind | Slices) else kind for kind in kinds))
-    return function
+
+    def __init__(self, body: Callable, kinds: tuple[Any, ...]) -> None:
+        own = types.FunctionType(body.__code__.replace(), body.__globals__, body.__name__)
+        self.function = torch.compile(own, dynamic=True, fullgraph=True, backend=self.lower)
+        self.loop: Any = None
+        example = [kind.example() if isinstance(kind, Kind | Slices) else kind for kind in kinds]
+        results = without_modes(self.function, example)
+        # Inductor's function takes the tensors in an order of its own, and M where it needs it; None stands for that.
+        self.reads = [None if isinstance(value, int) else place(value, example) for value in self.taken]
+        self.writes = [None if result is None else place(result, self.given) for result in results]
+        sizes_are_M = all(value == EXAMPLE_SIZE for value in self.taken if isinstance(value, int))
+        self.is_plain = sizes_are_M and -1 not in (*self.reads, *self.writes)
+        del self.taken, self.given
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Run it, after dynamo has looked whether it suits these arguments, and compiled it once more if not."""
+        # Dynamo guards on whether a tensor requires grad or is a view, and on these modes: left as they come, each combination
+        # would compile the same code again.
+        return without_modes(self.function, [bare(argument) for argument in arguments])
+
+    def lower(self, graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable:
+        """Compile what dynamo traced, and note what the first function takes, gives and relies on."""
+        loop: Any = compile_fx(graph, inputs, config_patches=compiler_options())
+        if self.loop is not None:
+            return loop
+        self.loop = loop
+        context: Any = TracingContext.get()
+        self.conditions = [guard.expr for guard in context.fake_mode.shape_env.guards]
+
+        def watched(*taken: Any) -> Any:
+            self.taken, self.given = taken, loop(*taken)
+            return self.given
+
+        return watched
+
+    def unguarded(self, neurons: int) -> Callable | None:
+        """Return the function without dynamo's look at the arguments, a third of a small layer's time, if it suits M neurons.
+
+        The caller answers for the arguments' kinds. Functions that write into slices have more sizes than M, and keep the look.
+        """
+        loop, reads, writes = self.loop, self.reads, self.writes
+        if not self.is_plain or neurons < 2 or not all(holds(condition, neurons) for condition in self.conditions):
+            return None
+
+        def run(*arguments: Any) -> list[Tensor | None]:
+            results = loop(*[neurons if at is None else arguments[at] for at in reads])
+            return [None if at is None else results[at] for at in writes]
+
+        return run
+
+
+def without_modes(function: Callable, arguments: Sequence[Any]) -> Any:
+    """Call `function` without gradients and autocast."""
+    with torch.no_grad(), torch.autocast(arguments[0].device.type, enabled=False):
+        return function(*arguments)
+
+
+def place(value: Any, among: Sequence[Any]) -> int:
+    """Return where `value` itself, not its like, is found; -1 if nowhere."""
+    return next((at for at, other in enumerate(among) if other is value), -1)
+
+
+def holds(condition: Any, neurons: int) -> bool:
+    """Whether a condition on sizes, in which all symbols stand for M, is true of so many neurons."""
+    return condition.subs(dict.fromkeys(condition.free_symbols, neurons)) == True  # noqa: E712, it is SymPy's truth
 
 
 def compiler_options() -> dict[str, Any]:
