@@ -4,6 +4,7 @@ import argparse
 import ctypes
 import gc
 import json
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -36,7 +37,18 @@ def set_heap(choice: str) -> str:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None or not (mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1)):
         return "as the system's allocator has it"
-    return "warm: freed memory stays in the process (glibc mallopt M_MMAP_MAX=0, M_TRIM_THRESHOLD=-1)"
+    settings = "glibc mallopt M_MMAP_MAX=0, M_TRIM_THRESHOLD=-1"
+    if is_cleared_anew():  # where the heap cannot grow in one piece, glibc maps memory all the same
+        return f"asked to keep freed memory ({settings}), but it is cleared anew"
+    return f"warm: freed memory stays in the process ({settings})"
+
+
+def is_cleared_anew() -> bool:
+    """Whether a tensor of 64 MiB costs page faults again where one just like it was freed."""
+    torch.ones(2**24)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before > 2**26 // 2**13
 
 
 def usable_device(name: str, plan: str) -> torch.device:
