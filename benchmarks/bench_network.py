@@ -88,8 +88,9 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.precision, self.images.device):
             readout = self.network(self.images)
-        self.loss = hybrid_cross_entropy(readout, self.target)
-        self.loss.backward()
+        loss = hybrid_cross_entropy(readout, self.target)
+        loss.backward()
+        self.loss = loss.detach()  # what a step leaves of its autograd graph would tie a capture to the warm-up's stream
         self.optimizer.step()
         self.network.project_()  # type: ignore[operator]
 
