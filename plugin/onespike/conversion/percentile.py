@@ -29,7 +29,8 @@ def nearest_percentile(parts: Sequence[Tensor], percentile: float, floor: float 
     if floor > -inf and count - sum(int(torch.count_nonzero(part <= floor)) for part in flat) < from_top:
         return floor
     for bound in (max(floor, likely_bound(flat, from_top / count)), floor):
-        above = torch.cat([part.masked_select((part <= bound).logical_not_()) for part in flat])
+        # Indexing by a mask; on a CPU `masked_select` takes three times as long.
+        above = torch.cat([part[(part <= bound).logical_not_()] for part in flat])
         if len(above) >= from_top:
             return max(floor, float(above.kthvalue(len(above) - from_top + 1).values))
     return floor
