@@ -4,7 +4,6 @@ import argparse
 import ctypes
 import gc
 import json
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -30,25 +29,15 @@ def set_heap(choice: str) -> str:
     """Leave the heap alone ("default") or keep freed memory in the process ("warm"); say in words what it is like.
 
     Left alone, glibc maps every tensor above 32 MiB afresh and the kernel clears its pages one by one, which takes longer
-    than moving the data, and hits those who use few large tensors, such as the fused neurons and the plain copy.
+    than moving the data, and hits those who use few large tensors, such as the fused neurons and the plain copy. Asked to keep
+    memory, glibc does not always: on one machine every fresh 64 MiB were cleared anew in some processes and not in others.
     """
     if choice == "default":
         return "as glibc manages it"
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None or not (mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1)):
         return "as the system's allocator has it"
-    settings = "glibc mallopt M_MMAP_MAX=0, M_TRIM_THRESHOLD=-1"
-    if is_cleared_anew():  # where the heap cannot grow in one piece, glibc maps memory all the same
-        return f"asked to keep freed memory ({settings}), but it is cleared anew"
-    return f"warm: freed memory stays in the process ({settings})"
-
-
-def is_cleared_anew() -> bool:
-    """Whether a tensor of 64 MiB costs page faults again where one just like it was freed."""
-    torch.ones(2**24)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2**24)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before > 2**26 // 2**13
+    return "warm: glibc was asked to keep freed memory in the process (mallopt M_MMAP_MAX=0, M_TRIM_THRESHOLD=-1)"
 
 
 def usable_device(name: str, plan: str) -> torch.device:
