@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import provenance, ratio, summary, write_json
+from machine import provenance
+from measure import ratio, summary, write_json
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 

@@ -14,7 +14,18 @@ from typing import Any
 
 import matplotlib as mpl
 import torch
-from measure import interleave, peak_bytes, provenance, ratio, saved_bytes, summary, usable_device, warm_heap, write_json
+from machine import provenance
+from measure import (
+    add_heap_option,
+    interleave,
+    peak_bytes,
+    ratio,
+    saved_bytes,
+    set_heap,
+    summary,
+    usable_device,
+    write_json,
+)
 from peers import Reference, SnnTorch, SpikingJelly, onespike_node
 from torch import Tensor, nn
 
@@ -115,31 +126,49 @@ def measure_case(kind: str, shape: tuple[int, ...], args: argparse.Namespace, de
     peers = make_peers(device, shape[0], args.max_compiled_T)
     for name, peer in peers.items():
         works[name] = lambda peer=peer: step(peer, inputs)
-    times = interleave(works, args.rounds if shape[0] <= 5 else max(3, args.rounds // 2), device, inputs.move)
+    rounds = args.rounds if shape[0] <= 5 else max(3, args.rounds // 2)
+    times = interleave(works, rounds, device, inputs.move, queued=True)
+    elapsed = {name: measured.elapsed for name, measured in times.items()}
     rows = {}
-    for name, seconds in times.items():
-        rows[name] = summary(seconds) | {"times_copy": ratio(seconds, times[COPY])}
+    for name, seconds in elapsed.items():
+        rows[name] = summary(seconds) | {"times_copy": ratio(seconds, elapsed[COPY])}
+        if device.type == "cuda":
+            rows[name]["host_ms"] = summary(times[name].host)["median_ms"]
+            rows[name]["device_ms"] = summary(times[name].device)["median_ms"]
         if name in peers:
-            rows[name]["speedup_over_spikingjelly"] = ratio(times["SpikingJelly LIFNode"], seconds)
-            rows[name]["speedup_over_snntorch"] = ratio(times["snnTorch Leaky"], seconds)
+            rows[name]["speedup_over_spikingjelly"] = ratio(elapsed["SpikingJelly LIFNode"], seconds)
+            rows[name]["speedup_over_snntorch"] = ratio(elapsed["snnTorch Leaky"], seconds)
             rows[name]["peak_extra_memory"] = peak_bytes(works[name], device) / size
             rows[name]["saved_for_backward"] = saved_bytes(lambda peer=peers[name]: peer(inputs.x)) / size
-    return {"kind": kind, "shape": shape, "dtype": args.dtype, "rounds": len(seconds), "rows": rows}
+    return {"kind": kind, "shape": shape, "dtype": args.dtype, "rounds": rounds, "rows": rows}
 
 
 def markdown(case: dict[str, Any]) -> str:
-    """Lay out one case as a Markdown table; memory in units of x_seq."""
+    """Lay out one case as a Markdown table; memory in units of x_seq.
+
+    On a GPU "ms" is what passes until the result is there, "host" until the call returns, "device" what the GPU takes when
+    everything already waits in its queue.
+    """
+    columns = {
+        "median_ms": "ms",
+        "host_ms": "host, ms",
+        "device_ms": "device, ms",
+        "times_copy": "times a copy of the same bytes",
+        "speedup_over_spikingjelly": "times faster than SpikingJelly",
+        "speedup_over_snntorch": "than snnTorch",
+        "peak_extra_memory": "peak memory / x_seq",
+        "saved_for_backward": "saved / x_seq",
+    }
+    present = {name: title for name, title in columns.items() if any(name in row for row in case["rows"].values())}
     lines = [
         f"One layer of neurons, {case['kind']}, forward and backward, x_seq {list(case['shape'])} {case['dtype']}:",
         "",
-        "| neuron | ms | times a copy of the same bytes | times faster than SpikingJelly | than snnTorch | peak memory / x_seq "
-        "| saved / x_seq |",
-        "|---|---|---|---|---|---|---|",
+        f"| neuron | {' | '.join(present.values())} |",
+        "|---" * (1 + len(present)) + "|",
     ]
+    digits = 2 if min(row["median_ms"] for row in case["rows"].values()) < 1 else 1
     for name, row in sorted(case["rows"].items(), key=lambda item: item[1]["median_ms"]):
-        cells = [f"{row['median_ms']:.1f}", f"{row['times_copy']:.2f}"]
-        for column in ("speedup_over_spikingjelly", "speedup_over_snntorch", "peak_extra_memory", "saved_for_backward"):
-            cells.append(f"{row[column]:.2f}" if column in row else "")
+        cells = [f"{row[column]:.{digits if column.endswith('_ms') else 2}f}" if column in row else "" for column in present]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -171,7 +200,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=11, help="timed rounds up to T = 5; half of them above")
     parser.add_argument("--max-compiled-T", type=int, default=5, help="compile the hosts' neurons up to this T")
-    parser.add_argument("--heap", choices=["warm", "default"], default="warm", help="keep freed memory, or leave glibc alone")
+    add_heap_option(parser)
     parser.add_argument("--quick", action="store_true", help="small shapes, T = 5, three rounds: does the script run?")
     parser.add_argument("--out", type=Path, default=Path("bench_neuron.json"), help="JSON; .md and .png go beside it")
     args = parser.parse_args()
@@ -183,7 +212,7 @@ def main() -> None:
     device = usable_device(
         args.device, f"one layer of neurons, {args.dtype}, T = {args.steps}, [N, *] = {cuts}, by device events"
     )
-    heap = warm_heap() if args.heap == "warm" else "as glibc manages it"
+    heap = set_heap(args.heap)
 
     cases: list[dict[str, Any]] = []
     for kind in args.kinds:

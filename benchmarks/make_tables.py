@@ -1,4 +1,4 @@
-"""Write the README's speed tables from the JSON files in benchmarks/results, between two HTML comments.
+"""Write the README's speed tables from the JSON files in benchmarks/results and its folders, between two HTML comments.
 
 python benchmarks/make_tables.py            (--check only says whether the README is up to date)
 """
@@ -11,8 +11,15 @@ from typing import Any
 import bench_loader
 import bench_network
 import bench_neuron
+import bench_overhead
 
 ROOT = Path(__file__).parent.parent
+LAYOUTS = {
+    "neuron": bench_neuron.markdown,
+    "network": bench_network.markdown,
+    "overhead": bench_overhead.markdown,
+    "loader": bench_loader.markdown,
+}
 BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
 
 
@@ -29,13 +36,23 @@ def section(record: dict[str, Any]) -> str:
     """Lay out one result file: a table per case, then where and how it was measured."""
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)
     machine = f"{record['cpu']}, {record['threads']} threads" if record["device"] == "cpu" else record["device"]
-    layout = {"neuron": bench_neuron.markdown, "network": bench_network.markdown, "loader": bench_loader.markdown}[
-        record["benchmark"]
-    ]
-    source = (
-        f"{machine}; heap {record['heap']}; {versions}; commit {record['commit'][:7]}; `{record['command']}`; {record['date']}."
+    if "driver" in record:
+        versions += f", CUDA {record['cuda']}, driver {record['driver']}"
+    heap = f"heap {record['heap']}; " if record["device"] == "cpu" else ""
+    note = f" ({record['note']})" if "note" in record else ""
+    source = f"{machine}; {heap}{versions}; commit {record['commit'][:7]}{note}; `{record['command']}`; {record['date']}."
+    return "\n".join([*map(LAYOUTS[record["benchmark"]], filter(is_shown, record["cases"])), source, ""])
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """Read the benchmarks' results in `folder` and below, in the order of the README: as users have the heap, first."""
+    files = [json.loads(path.read_text()) for path in sorted(folder.rglob("*.json"))]
+    order = list(LAYOUTS)
+    records = [record for record in files if record.get("benchmark") in order]  # others lie there, too
+    return sorted(
+        records,
+        key=lambda record: (order.index(record["benchmark"]), record["device"] != "cpu", record["heap"].startswith("warm")),
     )
-    return "\n".join([*map(layout, filter(is_shown, record["cases"])), source, ""])
 
 
 def main() -> None:
@@ -49,8 +66,7 @@ def main() -> None:
     text = args.readme.read_text()
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise SystemExit(f"{args.readme} must hold the lines {BEGIN} and {END} once each, in this order")
-    records = [json.loads(path.read_text()) for path in sorted(args.results.glob("*.json"))]
-    sections = [section(record) for record in sorted(records, key=lambda record: record["benchmark"], reverse=True)]
+    sections = [section(record) for record in read_records(args.results)]
     if not sections:
         raise SystemExit(f"{args.results} holds no results: run bench_neuron.py and bench_network.py first")
     new = text[: text.index(BEGIN) + len(BEGIN)] + "\n\n" + "\n".join(sections) + text[text.index(END) :]

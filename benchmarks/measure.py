@@ -1,37 +1,43 @@
-"""Timing, memory and provenance, shared by the benchmarks."""
+"""Time and memory, shared by the benchmarks."""
 
+import argparse
 import ctypes
 import gc
 import json
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
-
-from cifar.provenance import commit, cpu_model, installed
-
 Work = Callable[[], Any]
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
-def warm_heap() -> str:
-    """Keep freed memory in the process, as an allocator that caches would, and say in words what the heap is like.
+def add_heap_option(parser: argparse.ArgumentParser) -> None:
+    """Give a benchmark the option `--heap`: as users have it, unless asked otherwise."""
+    parser.add_argument(
+        "--heap", choices=["default", "warm"], default="default", help="leave glibc alone, or keep freed memory"
+    )
+
+
+def set_heap(choice: str) -> str:
+    """Leave the heap alone ("default") or keep freed memory in the process ("warm"); say in words what it is like.
 
     Left alone, glibc maps every tensor above 32 MiB afresh and the kernel clears its pages one by one, which takes longer
-    than moving the data, and hits those who use few large tensors, such as the fused neurons and the plain copy.
+    than moving the data, and hits those who use few large tensors, such as the fused neurons and the plain copy. Asked to keep
+    memory, glibc does not always: on one machine every fresh 64 MiB were cleared anew in some processes and not in others.
     """
+    if choice == "default":
+        return "as glibc manages it"
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None or not (mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1)):
         return "as the system's allocator has it"
-    return "warm: freed memory stays in the process (glibc mallopt M_MMAP_MAX=0, M_TRIM_THRESHOLD=-1)"
+    return "warm: glibc was asked to keep freed memory in the process (mallopt M_MMAP_MAX=0, M_TRIM_THRESHOLD=-1)"
 
 
 def usable_device(name: str, plan: str) -> torch.device:
@@ -42,15 +48,34 @@ def usable_device(name: str, plan: str) -> torch.device:
     return device
 
 
+@dataclass
+class Times:
+    """Seconds of each timed run of a work.
+
+    Attributes:
+        elapsed: from start to end, by device events on a GPU.
+        host: until the call returned; on a GPU the device may still be at work then.
+        cpu: what all threads of the process together took of the processor, whatever else ran on the machine.
+        device: on a GPU, from start to end of what was queued while the device was held up, so that it never waited for the
+            host; empty elsewhere.
+    """
+
+    elapsed: list[float] = field(default_factory=list)
+    host: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    device: list[float] = field(default_factory=list)
+
+
 def interleave(
-    works: dict[str, Work], rounds: int, device: torch.device, before_round: Work | None = None
-) -> dict[str, list[float]]:
-    """Run every work in turn in each round, so that a change of the machine's speed meets all; return seconds.
+    works: dict[str, Work], rounds: int, device: torch.device, before_round: Work | None = None, queued: bool = False
+) -> dict[str, Times]:
+    """Run every work in turn in each round, so that a change of the machine's speed meets all.
 
     In its turn a work runs twice and the second run is timed: in the first it pays for the caches and the heap that the work
-    before it left behind.
+    before it left behind. With `queued`, a GPU runs it a third time, for `Times.device`: what it launches must fit into the
+    device's queue.
     """
-    times: dict[str, list[float]] = {name: [] for name in works}
+    times = {name: Times() for name in works}
     for work in works.values():  # compiles, and warms the heap
         work()
     gc.disable()
@@ -59,27 +84,42 @@ def interleave(
             before_round()
         for name, work in works.items():
             work()
-            times[name].append(time_once(work, device))
+            time_once(work, device, times[name])
+            if queued and device.type == "cuda":
+                times[name].device.append(time_queued(work, times[name].host[-1]))
     gc.enable()
     return times
 
 
-def time_once(work: Work, device: torch.device) -> float:
-    """Time one run in seconds, by device events on a GPU; what it returns is freed outside the time."""
-    if device.type == "cuda":
+def time_once(work: Work, device: torch.device, times: Times) -> None:
+    """Time one run; what it returns is freed outside the time."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda.synchronize()
         start.record()
-        result = work()
+    begin, begin_cpu = time.perf_counter(), time.process_time()
+    result = work()
+    times.cpu.append(time.process_time() - begin_cpu)
+    times.host.append(time.perf_counter() - begin)
+    if on_gpu:
         end.record()
         torch.cuda.synchronize()
-        seconds = start.elapsed_time(end) / 1e3
-    else:
-        begin = time.perf_counter()
-        result = work()
-        seconds = time.perf_counter() - begin
+    times.elapsed.append(start.elapsed_time(end) / 1e3 if on_gpu else times.host[-1])
     del result
-    return seconds
+
+
+def time_queued(work: Work, host_seconds: float) -> float:
+    """Return the device's seconds for one run whose launches all wait in its queue before the first begins."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(round(4e9 * host_seconds) + 1_000_000)  # cycles: twice the host's time at 2 GHz
+    start.record()
+    result = work()
+    end.record()
+    torch.cuda.synchronize()
+    del result
+    return start.elapsed_time(end) / 1e3
 
 
 def summary(seconds: list[float]) -> dict[str, float]:
@@ -129,25 +169,6 @@ def saved_bytes(forward: Work) -> int:
         result = forward()
     del result
     return sum(storages.values())
-
-
-def provenance(device: torch.device) -> dict[str, Any]:
-    """Describe machine, versions, commit and command of this run."""
-    sha, changed = commit(Path(__file__).parent, "../plugin", "*.py")
-    record = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "cpu": cpu_model(),
-        "threads": torch.get_num_threads(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": installed("torch", "triton", "spikingjelly", "snntorch", "cupy-cuda12x"),
-        "commit": (sha or "unknown") + (" with uncommitted changes" if changed else ""),
-        "command": " ".join([Path(sys.executable).name, *sys.argv]),
-        "date": time.strftime("%Y-%m-%d"),
-    }
-    if device.type == "cuda":
-        record["cuda"] = torch.version.cuda
-    return record
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:

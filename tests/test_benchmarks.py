@@ -1,6 +1,7 @@
 """The benchmark scripts, as users call them, on small shapes; and the README's tables, which come from their results."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
+
+from onespike.functional import BackendUnavailableError, single_spike_lif
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -20,12 +24,19 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.fixture
+def benchmarks(monkeypatch):
+    """Let a test import the benchmarks' modules."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
 def test_bench_neuron_writes_json_markdown_and_a_plot(tmp_path):
     out = tmp_path / "neuron.json"
     done = run("bench_neuron.py", "--quick", "--out", str(out))
     assert done.returncode == 0, done.stderr[-3000:]
     record = json.loads(out.read_text())
     assert record["benchmark"] == "neuron"
+    assert record["heap"] == "as glibc manages it"
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
     assert {case["kind"] for case in record["cases"]} == {"conv", "fc"}
     for case in record["cases"]:
@@ -40,9 +51,14 @@ def test_bench_neuron_writes_json_markdown_and_a_plot(tmp_path):
 
 def test_bench_network_and_the_tables_made_from_it(tmp_path):
     results, readme = tmp_path / "results", tmp_path / "README.md"
-    done = run("bench_network.py", "--quick", "--out", str(results / "network.json"))
+    out = results / "some_machine" / "network.json"
+    done = run("bench_network.py", "--quick", "--precision", "bf16", "--heap", "warm", "--out", str(out))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert {case["phase"] for case in json.loads((results / "network.json").read_text())["cases"]} == {"train", "infer"}
+    record = json.loads(out.read_text())
+    assert {(case["phase"], case["precision"]) for case in record["cases"]} == {("train", "bf16"), ("infer", "bf16")}
+    assert record["heap"].startswith(("warm: ", "as the system's allocator"))
+    assert "training step, bf16 autocast, T = 5, batch 4" in out.with_suffix(".md").read_text()
+    (results / "notes.json").write_text('{"not": "a benchmark"}')
 
     tables = ("make_tables.py", "--results", str(results), "--readme", str(readme))
     readme.write_text("before\n<!-- speed: begin -->\nold\n<!-- speed: end -->\nafter\n")
@@ -85,6 +101,152 @@ def test_bench_loader_compares_the_same_work(tmp_path, monkeypatch, capsys):
     assert "| DataLoader, 2 workers |" in capsys.readouterr().out
 
 
+def test_autocast_reaches_the_network(benchmarks):
+    import bench_network  # noqa: PLC0415
+
+    class Network(nn.Linear):
+        def forward(self, x):
+            self.potential = super().forward(x)
+            return self
+
+    network = Network(3, 2)
+    for precision, dtype in (("bf16", torch.bfloat16), ("float32", torch.float32)):
+        assert bench_network.infer(network, torch.ones(1, 3), precision).dtype == dtype
+
+
+def test_a_training_step_moves_every_parameter(benchmarks):
+    import bench_network  # noqa: PLC0415
+
+    images = torch.rand(8, 3, 32, 32) * 2 - 1
+    neurons = {"ours": bench_network.onespike_node("torch")}
+    network = bench_network.make_networks("vgg6 width/4", neurons, images, torch.device("cpu"))["ours"].train()
+    step = bench_network.TrainStep(network, images, torch.arange(8) % 10, "float32")
+    before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    step()
+    assert step.loss.item() > 0
+    assert step.loss.grad_fn is None
+    assert all(not torch.equal(parameter, before[name]) for name, parameter in network.named_parameters())
+
+
+def test_bench_overhead_counts_in_units_of_relu(tmp_path):
+    out = tmp_path / "overhead.json"
+    done = run("bench_overhead.py", "--rounds", "3", "--calls", "5", "--shape", "5", "2", "4", "3", "3", "--out", str(out))
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads(out.read_text())["cases"][0]["rows"]
+    stubbed = {f"onespike {name}, launches replaced by nothing" for name in ("cupy", "triton")}
+    peers = {"SpikingJelly LIFNode", "SpikingJelly ParametricLIFNode", "snnTorch Leaky"}
+    assert rows.keys() >= {"torch.relu", "onespike torch", *stubbed, *peers}
+    assert rows["torch.relu"]["times_relu"] == 1
+    assert rows["torch.relu"]["called"].keys() >= {"aten::relu", "aten::threshold_backward"}
+    for name, row in rows.items():
+        assert row["operators"] == sum(row["called"].values()) >= rows["torch.relu"]["operators"]
+        assert name == "torch.relu" or row["times_relu"] > 1
+    assert "| snnTorch Leaky |" in out.with_suffix(".md").read_text()
+
+
+def test_operators_are_those_that_python_calls(benchmarks):
+    from operators import called_operators  # noqa: PLC0415
+
+    x, weight = torch.ones(3, 4, requires_grad=True), torch.ones(2, 4)
+    assert called_operators(lambda: torch.nn.functional.linear(x.detach(), weight).mul_(2)) == {
+        "aten::detach": 1,
+        "aten::linear": 1,  # and not the operators that it calls
+        "aten::mul_": 1,
+    }
+    assert called_operators(lambda: torch.relu(x).sum().backward())["aten::threshold_backward"] == 1
+    called = called_operators(lambda: single_spike_lif(torch.ones(5, 2, 3), 0.9, 1.0, backend="torch"))
+    assert called["onespike::single_spike_lif"] == 1
+    assert called["aten::mul"] >= 5, "what our operator calls counts as well"
+
+
+def test_launches_are_replaced_for_a_while(benchmarks):
+    from stubs import STUBBED, stub_launches  # noqa: PLC0415
+
+    x_seq = torch.ones(5, 2, 3, requires_grad=True)
+    for backend in STUBBED:
+        with stub_launches():
+            s_seq = single_spike_lif(x_seq, 0.9, 1.0, backend=backend).s_seq
+            s_seq.sum().backward()
+        assert s_seq.shape == x_seq.grad.shape == x_seq.shape
+        with pytest.raises(BackendUnavailableError, match=f'backend "{backend}" cannot run on "cpu"'):
+            single_spike_lif(x_seq, 0.9, 1.0, backend=backend)
+
+
+def test_provenance_names_the_distributions_and_the_processor(benchmarks, monkeypatch, tmp_path):
+    import machine  # noqa: PLC0415
+
+    brought = {"cupy": ["cupy-cuda13x", "cupy-cuda13x"], "torch": ["torch"], "other": ["something"]}
+    monkeypatch.setattr(machine, "packages_distributions", lambda: brought)
+    monkeypatch.setattr(machine, "version", {"cupy-cuda13x": "14.2.0", "torch": "2.11.0"}.__getitem__)
+    assert machine.versions_of(machine.IMPORTED) == {"torch": "2.11.0", "cupy-cuda13x": "14.2.0"}
+
+    info = tmp_path / "cpuinfo"
+    core = "processor\t: {}\nmodel name\t: Some EPYC\nflags\t\t: fpu avx2 avx512f avx512_bf16 fsrm\n"
+    info.write_text("\n".join(core.format(i) for i in range(3)))
+    capability = torch.backends.cpu.get_cpu_capability()
+    assert machine.processor(info) == f"Some EPYC (3 cores; avx2 avx512f avx512_bf16; torch uses {capability})"
+    assert "vector instructions unknown" in machine.processor(tmp_path / "none")
+
+
+def test_tables_show_the_heap_that_users_have_first(benchmarks, tmp_path):
+    from make_tables import read_records  # noqa: PLC0415
+
+    for place, (benchmark, device, heap) in enumerate(
+        [("network", "cpu", "as"), ("neuron", "H100", "as"), ("neuron", "cpu", "warm: kept"), ("neuron", "cpu", "as")]
+    ):
+        record = {"benchmark": benchmark, "device": device, "heap": heap, "place": place}
+        (tmp_path / f"{place}.json").write_text(json.dumps(record))
+    assert [record["place"] for record in read_records(tmp_path)] == [3, 2, 1, 0]
+
+
+def test_a_gpus_table_has_the_times_of_host_and_device(benchmarks):
+    from bench_neuron import markdown  # noqa: PLC0415
+
+    row = {"median_ms": 0.5, "host_ms": 0.25, "device_ms": 0.125, "times_copy": 1.0}
+    case = {"kind": "fc", "shape": [5, 2], "dtype": "float32", "rows": {"copy": row}}
+    assert "| neuron | ms | host, ms | device, ms | times a copy" in markdown(case)
+    assert "| copy | 0.50 | 0.25 | 0.12 | 1.00 |" in markdown(case)
+
+
+def test_a_step_can_be_profiled(tmp_path):
+    out = tmp_path / "profile.txt"
+    small = ("--network", "vgg6 width/4", "--batch-size", "2", "--precision", "float32", "--backend", "torch")
+    done = run("profile_step.py", "--device", "cpu", *small, "--out", str(out))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert out.read_text().startswith("5 training steps of vgg6 width/4, T = 5, batch 2, float32")
+    (line,) = (line for line in out.read_text().splitlines() if line.lstrip().startswith("onespike::single_spike_lif "))
+    assert line.split()[-1] == str(5 * 5), "five steps of five layers of neurons"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
+def test_on_gpu_reports_every_part_and_fails_without_a_gpu(tmp_path):
+    done = subprocess.run(
+        ["bash", str(BENCHMARKS / "on_gpu.sh"), str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=os.environ | {"ON_GPU_SECONDS": "9"},
+    )
+    assert done.returncode == 1
+    files = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert files == ["report.md", "rest.tar.gz"]
+    report = (tmp_path / "out" / "report.md").read_text()
+    for name in (
+        "test_gpu",
+        "overhead",
+        "neuron_f32",
+        "neuron_bf16",
+        "network_f32",
+        "network_bf16",
+        "profile",
+        "test_gpu_large",
+    ):
+        assert f"| {name} |" in report
+    assert "passed |" not in report
+    assert "not run: the time was over" in report
+
+
 def test_the_readme_is_made_from_the_recorded_results():
     done = run("make_tables.py", "--check")
     assert done.returncode == 0, done.stderr
@@ -92,9 +254,12 @@ def test_the_readme_is_made_from_the_recorded_results():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
 def test_a_missing_device_is_named():
-    neuron, network = (run(script, "--device", "cuda").stderr for script in ("bench_neuron.py", "bench_network.py"))
+    neuron, network, overhead = (
+        run(f"bench_{name}.py", "--device", "cuda").stderr for name in ("neuron", "network", "overhead")
+    )
     assert "--device cuda needs a CUDA device" in neuron
     assert "It would measure one layer of neurons, float32, T = [2, 5, 10, 20], [N, *] = conv [256, 64, 32, 32]" in neuron
+    assert "It would measure the host's time for one layer of neurons, x_seq [5, 8, 16, 8, 8]" in overhead
     assert "It would measure training steps and inference of vgg6, vgg6 width/4, vgg16 at T = 5" in network
 
 

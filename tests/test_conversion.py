@@ -9,11 +9,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
-from spikingjelly.activation_based import functional
+from spikingjelly.activation_based import functional, layer
 from torch import nn
 
-from onespike.conversion import ConversionError, CorruptModelError, SpikingNetwork, calibrate_thresholds, convert, storage
-from onespike.conversion.calibrate import nearest_percentile
+from onespike.conversion import (
+    ConversionError,
+    CorruptModelError,
+    SpikingNetwork,
+    calibrate,
+    calibrate_thresholds,
+    convert,
+    storage,
+)
+from onespike.conversion import percentile as percentiles
+from onespike.conversion.percentile import nearest_percentile
+from onespike.conversion.spike_bits import SpikeBits
 from onespike.functional import hybrid_encode, predict
 from onespike.models import vgg
 from onespike.spikingjelly import DirectEncoder, HybridEncoder, SingleSpikeLIFNode
@@ -125,11 +135,129 @@ def test_thresholds_do_not_depend_on_the_batch_size(ann, digits, thresholds):
     assert calibrate_thresholds(ann, images, percentile=90.0, timesteps=10)["9"] < whole["9"]
 
 
-@pytest.mark.parametrize("n", [1, 2, 7, 1000, 4097])
+def thresholds_step_by_step(ann, images, percentile, timesteps, batch_size):
+    """Calibration as it reads: for each ReLU, from the start, every step of every batch through all that lies before it."""
+    ann = ann.eval()
+    modules = [module for module in ann if not isinstance(module, nn.Dropout)]
+    found = {}
+    for target in ann:
+        if not isinstance(target, nn.ReLU):
+            continue
+        batches, states, highest = images.split(batch_size), [{} for _ in images.split(batch_size)], -np.inf
+        for _ in range(timesteps):
+            currents = []
+            for batch, v in zip(batches, states, strict=True):
+                x = batch
+                for module in modules[: modules.index(target)]:
+                    if isinstance(module, nn.ReLU):
+                        threshold = found[module]
+                        charged = v[module] + x if module in v else x
+                        crossed = v[module] > threshold if module in v else torch.zeros_like(x, dtype=torch.bool)
+                        v[module] = charged - threshold * crossed
+                        x = (v[module] > threshold).to(x.dtype)
+                    else:
+                        x = module(x)
+                currents.append(x.flatten())
+            values = torch.cat(currents).sort().values
+            highest = max(highest, values[round(percentile / 100 * (len(values) - 1))].item())
+        found[target] = highest
+    return {name: found[module] for name, module in ann.named_children() if module in found}
+
+
+@pytest.mark.parametrize(
+    ("N", "batch_size", "timesteps", "percentile"),
+    [(64, 128, 8, 99.7), (37, 7, 13, 99.7), (30, 10, 17, 90.0), (9, 1, 1, 99.0), (13, 5, 9, 100.0), (20, 20, 7, 60.0)],
+)
+@pytest.mark.parametrize("kept", [0, 150_000, 2**30], ids="{}-bytes".format)
+@pytest.mark.parametrize("form", ["float32", "float64", "channels-last"])
+def test_thresholds_equal_a_walk_through_every_prefix_to_the_bit(N, batch_size, timesteps, percentile, kept, form, monkeypatch):
+    monkeypatch.setattr(calibrate, "KEPT_BYTES", kept)
+    torch.manual_seed(N)
+    ann = nn.Sequential(
+        nn.Conv2d(3, 7, 3, padding=1, bias=False),
+        nn.ReLU(),
+        nn.AvgPool2d(3, 2),  # of spikes: ninths, not bits
+        nn.Conv2d(7, 10, 3, padding=1, bias=False),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Conv2d(10, 12, 2, bias=False),  # [N, 12, 1, 1]: strides that say little
+        nn.ReLU(),
+        nn.Conv2d(12, 9, 1, bias=False),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(9, 31, bias=False),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(31, 4, bias=False),
+    )
+    images = torch.randn(N, 3, 11, 9)
+    if form == "float64":
+        ann, images = ann.double(), images.double()
+    if form == "channels-last":
+        ann, images = (part.to(memory_format=torch.channels_last) for part in (ann, images))
+    with torch.no_grad():
+        expected = thresholds_step_by_step(ann, images, percentile, timesteps, batch_size)
+    settings = {"percentile": percentile, "timesteps": timesteps, "batch_size": batch_size}
+    if any(threshold <= 0 for threshold in expected.values()):
+        with pytest.raises(ConversionError, match="not above 0"):
+            calibrate_thresholds(ann, images, **settings)
+    else:
+        assert calibrate_thresholds(ann, images, **settings) == expected
+
+
+def test_calibration_runs_each_layer_at_most_twice_a_step(ann, digits, monkeypatch):
+    calls = []
+    for module in (layer.Conv2d, layer.Linear):
+        forward = module.forward
+        monkeypatch.setattr(module, "forward", lambda self, x, run=forward: calls.append(self) or run(self, x))
+    calibrate_thresholds(ann, digits[0][:20], timesteps=12, batch_size=10)
+    assert sorted(calls.count(module) for module in set(calls)) == [2, 2 * 12, 2 * 12]
+    calls.clear()
+    monkeypatch.setattr(calibrate, "KEPT_BYTES", 0)
+    calibrate_thresholds(ann, digits[0][:20], timesteps=12, batch_size=10)
+    assert sorted(calls.count(module) for module in set(calls)) == [2 * 12, 2 * (12 + 1), 4 * 12]
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 1000, 4097, 300_000])
 @pytest.mark.parametrize("q", [0.1, 37.5, 50.0, 99.7, 100.0])
 def test_percentile_equals_numpys(n, q):
     values = torch.randn(n, generator=torch.Generator().manual_seed(n))
-    assert nearest_percentile(values, q) == np.percentile(values.numpy(), q, method="nearest")
+    expected = np.percentile(values.numpy(), q, method="nearest")
+    assert nearest_percentile([values], q) == expected
+    assert nearest_percentile(values.split(max(1, n // 3)), q) == expected
+    assert nearest_percentile([values], q, floor=expected - 0.1) == expected
+    assert nearest_percentile([values], q, floor=expected + 0.1) == expected + 0.1
+
+
+@pytest.mark.parametrize("bound", [-np.inf, -1.0, 0.0, 5.0, np.inf, np.nan])
+def test_a_bad_guess_costs_time_alone(bound, monkeypatch):
+    monkeypatch.setattr(percentiles, "likely_bound", lambda flat, share: bound)
+    values = torch.randn(5000, generator=torch.Generator().manual_seed(0))
+    values[::2] = 0.0  # many ties
+    for q in (1.0, 60.0, 99.7):
+        assert nearest_percentile([values], q) == np.percentile(values.numpy(), q, method="nearest")
+
+
+def test_the_guess_leaves_few_numbers():
+    for shape in ((8, 64, 40, 40), (8, 64, 41, 39)):
+        scale = torch.linspace(0.1, 2, 64).view(-1, 1, 1)  # channels of different ranges, which lie last in memory
+        values = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * scale).to(memory_format=torch.channels_last)
+        bound = percentiles.likely_bound([percentiles.in_memory_order(values)], 0.003)
+        assert 0.003 < (values > bound).float().mean() < 0.006
+
+
+@pytest.mark.parametrize("steps", [1, 7, 8, 9, 21])
+def test_spike_bits_give_back_what_went_in(steps):
+    s_seq = (torch.rand(steps, 3, 4, 6, 5) > 0.5).double().movedim(-1, 2)  # each step [3, 5, 4, 6] with channels last
+    bits = SpikeBits()
+    for cut in s_seq.split(8):
+        bits.append(cut)
+    for step, expected in enumerate(s_seq):
+        found = bits.at(step)
+        assert torch.equal(found, expected)
+        assert (found.dtype, found.stride()) == (expected.dtype, expected.stride())
+    assert sum(packed.nbytes for packed in bits.bytes) == 3 * 5 * 4 * 6 * ceil(steps / 8)
 
 
 def test_conversion_scales_thresholds_copies_weights_and_leaves_the_ann(ann, digits, thresholds):
