@@ -1,9 +1,11 @@
 """GPU backends without a GPU: all of their Python, and nothing where a kernel would be launched."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
+
+import torch
 
 from onespike.functional import backends
 from onespike.kernels import cupy, triton
@@ -11,15 +13,14 @@ from onespike.kernels import cupy, triton
 STUBBED = ("cupy", "triton")
 
 
-def nothing(*_: Any, **__: Any) -> None:
-    """Launch nothing."""
-
-
 class NoKernel:
-    """Stands in for a Triton kernel, `kernel[grid](...)`."""
+    """Stands in for a kernel, compiled or not: `kernel[grid](...)`, or `kernel(...)`, launches nothing."""
 
-    def __getitem__(self, grid: Any) -> Callable[..., None]:
-        return nothing
+    def __getitem__(self, grid: Any) -> "NoKernel":
+        return self
+
+    def __call__(self, *_: Any, **__: Any) -> "NoKernel":
+        return self
 
 
 @contextmanager
@@ -31,7 +32,10 @@ def stub_launches() -> Iterator[None]:
     usable = backends.USABLE | {(name, "cpu") for name in STUBBED}
     with (
         patch.object(backends, "USABLE", usable),
-        patch.object(cupy, "launch", nothing),
+        patch.object(torch.cuda, "current_device", lambda: None),
+        patch.object(torch._C, "_cuda_getCurrentRawStream", lambda _: 0, create=True),
+        patch.object(cupy, "external_stream", lambda *_: nullcontext()),
+        patch.object(cupy, "compiled", lambda *_: NoKernel()),
         patch.object(triton, "lif_forward", NoKernel()),
         patch.object(triton, "lif_backward", NoKernel()),
     ):

@@ -32,8 +32,8 @@ EXAMPLE_SIZE = 2**15
 """The M of the example on which each function is compiled; any other runs the same code."""
 
 SUMS_INSIDE_FROM = 2**13
-"""The M from which a loop also adds up over all neurons, in a fixed order, and so writes less. Up to 4096 inductor would generate
-other sums, which are not worth a second compilation, and on a GPU torch sums better."""
+"""The M from which a loop also adds up over all neurons, in a fixed order, and so writes less. Up to 4096 inductor would
+generate other sums, which are not worth a second compilation, and on a GPU torch sums better."""
 
 
 class InductorPlan(Plan):
