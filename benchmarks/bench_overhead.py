@@ -47,7 +47,8 @@ class Fresh(nn.Module):
 def make_peers(device: torch.device) -> dict[str, nn.Module]:
     """Build what is compared, by name."""
     peers: dict[str, nn.Module] = {RELU: nn.ReLU()}
-    usable = available_backends(device)
+    # On a GPU "inductor" compiles for a minute, for what no one should take there.
+    usable = [name for name in available_backends(device) if (device.type, name) != ("cuda", "inductor")]
     peers |= {f"onespike {name}": Fresh(name) for name in usable}
     if device.type == "cpu":
         peers |= {f"onespike {name}{NO_LAUNCH}": Fresh(name) for name in STUBBED}

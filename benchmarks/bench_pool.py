@@ -107,7 +107,8 @@ def main() -> None:
                 passes.append(interleave(works, arguments.rounds, device))
             for name in WAYS:
                 cells = [
-                    f"{summary(times[name])['median_ms']:9.3f} ({ratio(times['avg_pool2d'], times[name]):5.2f}x)"
+                    f"{summary(times[name].elapsed)['median_ms']:9.3f} "
+                    f"({ratio(times['avg_pool2d'].elapsed, times[name].elapsed):5.2f}x)"
                     for times in passes
                 ]
                 print(f"  {name:<36}{' '.join(cells)}")

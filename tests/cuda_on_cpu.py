@@ -26,7 +26,7 @@ class CudaOnCpu:
         """Compile every instance of the kernels for one dtype and number of steps."""
         text = '#include "cuda_on_cpu.h"\n#include "lif.cu"\n'
         for name in ("lif_forward", "lif_backward"):
-            for lanes in ("1", "4", "8"):
+            for lanes in ("1", "2", "4", "8"):
                 for per_neuron in ("false", "true"):
                     kernel = f"{name}<{scalar}, {steps}, {lanes}, {per_neuron}>"
                     text += EXPORT.format(name="_".join((name, lanes, per_neuron)), kernel=kernel)

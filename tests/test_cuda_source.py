@@ -49,12 +49,11 @@ def compile_for(arch: str, *expressions: str, source: str = SOURCE, options: tup
 
 def instances(scalar: str, steps: int) -> list[str]:
     """Name every instance that the launcher can ask for."""
-    wide = 8 if scalar != "float" and 1 <= steps <= 8 else 4
-    return [
-        f"{name}<{scalar}, {steps}, {lanes}, {per_neuron}>"
-        for name in KERNELS
-        for lanes, per_neuron in ((1, "false"), (1, "true"), (wide, "false"), (4, "true"))
-    ]
+    half = scalar != "float"
+    wide, narrow = 8 if half and 1 <= steps <= 8 else 4, 2 if half else 1
+    forward = [("lif_forward", lanes, per) for lanes, per in ((1, "false"), (1, "true"), (wide, "false"), (4, "true"))]
+    backward = [("lif_backward", lanes, per) for lanes in {1, narrow} for per in ("false", "true")]
+    return [f"{name}<{scalar}, {steps}, {lanes}, {per_neuron}>" for name, lanes, per_neuron in forward + backward]
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])

@@ -21,14 +21,14 @@ from onespike.kernels.plan import Signature
 SCALARS = {torch.float32: "float", torch.float16: "__half", torch.bfloat16: "bfloat16"}
 OPTIONS = ("-std=c++17", "--fmad=false")
 SEGMENT = 16  # as in lif.cu: up to so many steps are known to the compiler, longer sequences are cut
-MAX_BLOCK = 256
+MAX_BLOCK = 128
 
 
 class CupyPlan(GpuPlan):
     """The neuron in lif.cu.
 
     Attributes:
-        lanes: neighbouring neurons of a thread where addresses allow accesses of 16 bytes; elsewhere it is one.
+        lanes: neighbouring neurons of a thread of each kernel, where addresses allow to access them at once; elsewhere one.
         of_forward, of_backward: the kernels' arguments after the tensors.
     """
 
@@ -36,9 +36,15 @@ class CupyPlan(GpuPlan):
 
     def __init__(self, signature: Signature) -> None:
         super().__init__(signature)
-        wide = 8 if self.dtype.itemsize == 2 and self.steps <= 8 and not self.per_neuron else 4  # what registers hold
-        self.lanes = 1 if self.neurons % wide else wide
-        self.wide = {name: self.of_lanes(name, self.lanes) for name in ("lif_forward", "lif_backward")}
+        # Forward, the widest access that registers hold. Backward, 4 bytes: more threads hide more of the memory's latency
+        # (on an H100, [5, 256, 64, 32, 32] float32 took 0.35 ms with one lane and 0.45 with four).
+        size = self.dtype.itemsize
+        wide = 8 if size == 2 and self.steps <= 8 and not self.per_neuron else 4
+        self.lanes = {
+            name: lanes if self.neurons % lanes == 0 else 1
+            for name, lanes in (("lif_forward", wide), ("lif_backward", 4 // size))
+        }
+        self.instances = {(name, lanes): self.instance(name, lanes) for name in self.lanes for lanes in {1, self.lanes[name]}}
         numbers, switches = (*self.indexing, self.steps, self.neurons), self.switches
         self.of_forward = *numbers, np.bool_(switches.single_spike)
         self.of_backward = (
@@ -49,12 +55,11 @@ class CupyPlan(GpuPlan):
         )
 
     def launch_forward(self, *tensors: Tensor | None) -> None:
-        pointers, lanes = self.addresses(tensors)
-        launch(*self.instance("lif_forward", lanes), (*pointers, *self.of_forward), self.device.index)
+        pointers, instance = self.suited("lif_forward", tensors)
+        launch(*instance, (*pointers, *self.of_forward), self.device.index)
 
     def launch_backward(self, *tensors: Tensor | None) -> Tensor:
-        pointers, lanes = self.addresses(tensors)
-        expression, blocks, threads = self.instance("lif_backward", lanes)
+        pointers, (expression, blocks, threads) = self.suited("lif_backward", tensors)
         parts = self.neurons if self.per_neuron else blocks
         sums = torch.empty((2, parts), dtype=torch.float32, device=self.device)
         kept = (self.steps - 1) // SEGMENT  # U at the start of each segment but the first, where T is not known to the compiler
@@ -63,20 +68,18 @@ class CupyPlan(GpuPlan):
         launch(expression, blocks, threads, (*pointers, *scratch, *self.of_backward), self.device.index)
         return sums
 
-    def addresses(self, tensors: tuple[Tensor | None, ...]) -> tuple[list[int], int]:
-        """Return the addresses, and how many lanes they allow; leak and threshold, the last two, are read one by one."""
-        pointers = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-        together = 0
+    def suited(self, name: str, tensors: tuple[Tensor | None, ...]) -> tuple[list[int], tuple[str, int, int]]:
+        """Return the tensors' addresses, and the instance of kernel `name` that they allow.
+
+        Leak and threshold, the last two, are read one by one.
+        """
+        pointers, together = [0 if tensor is None else tensor.data_ptr() for tensor in tensors], 0
         for pointer in pointers[:-2]:
             together |= pointer
-        return pointers, 1 if together & 15 else self.lanes
+        return pointers, self.instances[name, 1 if together & 15 else self.lanes[name]]
 
     def instance(self, name: str, lanes: int) -> tuple[str, int, int]:
-        """Return an instance of kernel `name`, and its numbers of blocks and of threads of a block, a power of two."""
-        return self.wide[name] if lanes == self.lanes else self.of_lanes(name, lanes)
-
-    def of_lanes(self, name: str, lanes: int) -> tuple[str, int, int]:
-        """Work out `instance`."""
+        """Name an instance of kernel `name`, with its numbers of blocks and of threads of a block, a power of two."""
         threads = min(MAX_BLOCK, max(32, 1 << (-(-self.neurons // lanes) - 1).bit_length()))
         steps = self.steps if self.steps <= SEGMENT else 0
         expression = f"{name}<{SCALARS[self.dtype]}, {steps}, {lanes}, {str(self.per_neuron).lower()}>"

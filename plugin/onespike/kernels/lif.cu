@@ -14,7 +14,7 @@
 typedef long long index_t;
 
 constexpr int SEGMENT = 16;
-constexpr int MAX_BLOCK = 256;
+constexpr int MAX_BLOCK = 128;
 
 // Spelled out because older installs of CuPy bring cuda_fp16.h but not cuda_bf16.h.
 struct bfloat16 {

@@ -14,7 +14,7 @@ from torch import Tensor
 from onespike.kernels.gpu import GpuPlan
 from onespike.kernels.plan import Signature
 
-TILE = 1024
+TILE = 512
 MAX_PROGRAMS = 1024
 """The number of programs of a backward pass does not depend on the device, nor do its sums."""
 HELD_KERNELS_TAKE_ALL_ARGUMENTS = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 3)
