@@ -273,3 +273,22 @@ def test_no_time_is_reported_when_parity_fails(monkeypatch):
     monkeypatch.setattr(eager, "forward", lambda x_seq, *rest: right(x_seq * 0.99, *rest))
     with pytest.raises(SystemExit, match="refusing to time: spikes of torch differ"):
         bench_neuron.check_parity(torch.device("cpu"), torch.float32, 5)
+
+
+@pytest.mark.parametrize(
+    ("backend", "kept", "spikes_alone"), [("cupy", 12, 10), ("triton", 13, 11), ("inductor", 15, 12), ("torch", 105, 101)]
+)
+def test_a_layer_calls_few_operators(backend, kept, spikes_alone, benchmarks):
+    """A budget, forward and backward: what a small layer costs is what its operators cost to call."""
+    from bench_overhead import SHAPE, Fresh, make_input, step  # noqa: PLC0415
+    from operators import called_operators  # noqa: PLC0415
+    from stubs import stub_launches  # noqa: PLC0415
+
+    x_seq, grad = make_input(SHAPE, torch.device("cpu"))
+    peer = Fresh(backend)
+    with stub_launches():
+        assert called_operators(lambda: step(peer, x_seq, grad)).total() <= kept
+        peer.node.keep_state = False
+        called = called_operators(lambda: step(peer, x_seq, grad))
+    assert called.total() <= spikes_alone
+    assert called.total() > 3, "the profiler saw nothing"

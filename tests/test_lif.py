@@ -326,6 +326,46 @@ def test_forward_mode_is_refused_not_zero():
             call()
 
 
+def test_second_derivatives_are_refused_not_zero():
+    x, leak = torch.rand(3, 2, 4, requires_grad=True), torch.tensor(0.9, requires_grad=True)
+    s_seq, _ = single_spike_lif(x, leak, 0.5)
+    (grad,) = torch.autograd.grad((s_seq * x).sum(), x, create_graph=True)
+    assert grad.abs().sum() > 0
+    with pytest.raises(RuntimeError, match="backward"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["torch", "inductor"])
+def test_every_mode_of_autograd_gives_the_same_spikes(backend):
+    x = draw(5, (6, 30), seed=14)[0]
+    want = single_spike_lif(x, 0.9, 0.8, backend=backend)
+    assert_neither_silent_nor_saturated(want.state.fired)
+    trained = x.clone().requires_grad_()
+    with torch.inference_mode():
+        inferred = single_spike_lif(x, 0.9, 0.8, backend=backend)
+    with torch.autocast("cpu"):
+        cast = single_spike_lif(trained, 0.9, 0.8, backend=backend)
+    batched = torch.vmap(lambda x: single_spike_lif(x, 0.9, 0.8, backend=backend).s_seq, in_dims=1, out_dims=1)(x[..., None])
+    for got in (inferred, cast, single_spike_lif(trained, 0.9, 0.8, backend=backend)):
+        assert torch.equal(got.s_seq, want.s_seq)
+        assert torch.equal(got.state.v, want.state.v)
+        assert torch.equal(got.state.fired, want.state.fired)
+    assert torch.equal(batched[..., 0], want.s_seq)
+
+
+@pytest.mark.parametrize("needed", [(0,), (1,), (2,), (1, 2), (3,), (0, 3)])
+def test_only_what_is_trained_gets_a_gradient(needed):
+    x, state, grad_s, grad_v = draw(5, (6, 30), seed=15)
+    tensors = [x, torch.tensor(0.9), torch.tensor(0.8), state.v]
+    everything = gradients(by_operator, *tensors[:3], state, grad_s, grad_v)[3]
+    leaves = [tensor.clone().requires_grad_(at in needed) for at, tensor in enumerate(tensors)]
+    s_seq, (v, _) = single_spike_lif(*leaves[:3], state=LIFState(leaves[3], state.fired))
+    ((s_seq * grad_s).sum() + (v * grad_v).sum()).backward()
+    for at, (leaf, want) in enumerate(zip(leaves, everything, strict=True)):
+        assert (leaf.grad is None) == (at not in needed)
+        assert leaf.grad is None or torch.equal(leaf.grad, want)
+
+
 def test_a_network_compiles_without_a_graph_break():
     torch.manual_seed(0)
     first, second = nn.Linear(6, 20, bias=False), nn.Linear(20, 4, bias=False)

@@ -571,3 +571,20 @@ def test_a_readout_stepped_with_another_batch_is_named():
     readout(torch.rand(3, 4))
     with pytest.raises(ValueError, match=r"x must have the shape of the earlier steps, \(3, 4\), got \(2, 4\): call reset_net"):
         readout(torch.rand(2, 4))
+
+
+def test_a_node_that_keeps_no_state_starts_every_sequence_afresh():
+    node, x = SingleSpikeLIFNode(0.9, 0.5), torch.rand(4, 3, 20) * 0.4
+    fresh = node(x)
+    assert 0.05 < fresh.any(0).float().mean() < 0.95
+    assert not torch.equal(node(x), fresh), "it goes on from its state"
+    node.reset()
+    node.keep_state = False
+    for _ in range(2):
+        assert torch.equal(node(x), fresh)
+        assert (node.v, node.fired) == (0.0, False)
+    node.store_v_seq = True
+    assert torch.equal(node(x), fresh)
+    assert node.v_seq.shape == x.shape
+    node.step_mode = "s"
+    assert torch.equal(torch.stack([node(step) for step in x]), fresh), "single steps always keep it"
