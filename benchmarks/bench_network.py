@@ -18,11 +18,11 @@ import torch
 from graphs import graphed
 from machine import provenance
 from measure import add_heap_option, interleave, peak_bytes, ratio, set_heap, summary, usable_device, write_json
-from peers import SnnTorch, SpikingJelly, onespike_node
+from peers import SnnTorch, SpikingJelly, onespike_node, timed_backends
 from torch import Tensor, nn
 
 from onespike.conversion import calibrate_thresholds, convert
-from onespike.functional import available_backends, hybrid_cross_entropy
+from onespike.functional import hybrid_cross_entropy
 from onespike.models import vgg
 
 CLASSES, T = 10, 5
@@ -37,7 +37,7 @@ GRAPHED = ", graphed"
 
 def make_neurons(device: torch.device) -> dict[str, Any]:
     """Return the constructor (leak, v_threshold) of each kind of neuron, by name."""
-    return {f"onespike {backend}": onespike_node(backend) for backend in available_backends(device)} | {
+    return {f"onespike {backend}": onespike_node(backend) for backend in timed_backends(device)} | {
         "SpikingJelly LIFNode": SpikingJelly,
         "SpikingJelly LIFNode, reset detached": partial(SpikingJelly, detach_reset=True),
         "snnTorch Leaky": SnnTorch,

@@ -26,10 +26,8 @@ from measure import (
     usable_device,
     write_json,
 )
-from peers import Reference, SnnTorch, SpikingJelly, onespike_node
+from peers import Reference, SnnTorch, SpikingJelly, onespike_node, timed_backends
 from torch import Tensor, nn
-
-from onespike.functional import available_backends
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -42,7 +40,7 @@ QUICK_SHAPES = {"conv": (8, 16, 16, 16), "fc": (16, 256)}
 
 def make_peers(device: torch.device, T: int, max_compiled_T: int) -> dict[str, nn.Module]:
     """Build the modules to be compared, by name; the hosts' own are compiled up to `max_compiled_T` steps."""
-    peers: dict[str, nn.Module] = {f"onespike {name}": onespike_node(name)() for name in available_backends(device)}
+    peers: dict[str, nn.Module] = {f"onespike {name}": onespike_node(name)() for name in timed_backends(device)}
     peers["reference loop"] = Reference()
     peers["SpikingJelly LIFNode"] = SpikingJelly()
     peers["SpikingJelly LIFNode, reset detached"] = SpikingJelly(detach_reset=True)
@@ -104,7 +102,7 @@ def check_parity(device: torch.device, dtype: torch.dtype, T: int) -> None:
     fired = expected.any(0).float().mean().item()
     if not 0.05 < fired < 0.95:
         raise SystemExit(f"parity says nothing: {fired:.1%} of the neurons fired")
-    for name in available_backends(device):
+    for name in timed_backends(device):
         x.grad = None
         node = onespike_node(name)().to(device)
         s_seq = node(x)

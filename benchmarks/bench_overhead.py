@@ -20,11 +20,10 @@ import torch
 from machine import provenance
 from measure import Work, interleave, ratio, summary, usable_device, write_json
 from operators import called_operators
-from peers import SnnTorch, SpikingJelly
+from peers import SnnTorch, SpikingJelly, timed_backends
 from stubs import STUBBED, stub_launches
 from torch import Tensor, nn
 
-from onespike.functional import available_backends
 from onespike.spikingjelly import SingleSpikeLIFNode
 
 RELU = "torch.relu"
@@ -47,9 +46,7 @@ class Fresh(nn.Module):
 def make_peers(device: torch.device) -> dict[str, nn.Module]:
     """Build what is compared, by name."""
     peers: dict[str, nn.Module] = {RELU: nn.ReLU()}
-    # On a GPU "inductor" compiles for a minute, for what no one should take there.
-    usable = [name for name in available_backends(device) if (device.type, name) != ("cuda", "inductor")]
-    peers |= {f"onespike {name}": Fresh(name) for name in usable}
+    peers |= {f"onespike {name}": Fresh(name) for name in timed_backends(device)}
     if device.type == "cpu":
         peers |= {f"onespike {name}{NO_LAUNCH}": Fresh(name) for name in STUBBED}
     peers["SpikingJelly LIFNode"] = SpikingJelly()

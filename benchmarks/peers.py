@@ -6,8 +6,14 @@ from snntorch import surrogate as snntorch_surrogate
 from spikingjelly.activation_based import base, neuron, surrogate
 from torch import Tensor, nn
 
+from onespike.functional import available_backends
 from onespike.kernels.reference import single_spike_lif_ref
 from onespike.spikingjelly import SingleSpikeLIFNode
+
+
+def timed_backends(device: torch.device) -> list[str]:
+    """Name our backends that can run on `device`, but not "inductor" on a GPU: it compiles for a minute, and nobody needs it."""
+    return [name for name in available_backends(device) if (device.type, name) != ("cuda", "inductor")]
 
 
 class Reference(nn.Module):

@@ -154,7 +154,8 @@ def test_operators_are_those_that_python_calls(benchmarks):
         "aten::mul_": 1,
     }
     assert called_operators(lambda: torch.relu(x).sum().backward())["aten::threshold_backward"] == 1
-    called = called_operators(lambda: single_spike_lif(torch.ones(5, 2, 3), 0.9, 1.0, backend="torch"))
+    arguments = torch.ones(5, 2, 3), torch.tensor(0.9), torch.tensor(1.0), None, None, 0.3, True, True, True, False, "torch"
+    called = called_operators(lambda: torch.ops.onespike.single_spike_lif(*arguments))
     assert called["onespike::single_spike_lif"] == 1
     assert called["aten::mul"] >= 5, "what our operator calls counts as well"
 
