@@ -103,20 +103,26 @@ def infer(network: nn.Module, images: Tensor, precision: str) -> Tensor:
 
 
 def graph_of(step: TrainStep) -> tuple[Any, int]:
-    """Capture a step, and refuse what it gives unless a replay trains: the loss of an eager step but for dropout."""
+    """Capture a step, and refuse what it gives unless a replay does what an eager step does: its loss, but for dropout, and
+    that parameters move. (Those of a network whose neurons are all silent do not.)"""
     replay, peak = graphed(step)
     captured = step.loss
-    before = [parameter.detach().clone() for parameter in step.network.parameters()]
-    replay()
-    moved = any(not torch.equal(now, old) for now, old in zip(step.network.parameters(), before, strict=True))
+    moved = moves(step.network, replay)
     found = captured.item()
-    step()
-    if not moved or not 0.5 < found / step.loss.item() < 2:
+    moved_eagerly = moves(step.network, step)
+    if moved != moved_eagerly or not 0.5 < found / step.loss.item() < 2:
         raise SystemExit(
-            f"refusing to time: a replayed step moves parameters: {moved}, its loss is {found:.4g}, "
-            f"an eager step's {step.loss.item():.4g}"
+            f"refusing to time: parameters move in a replayed step: {moved}, in an eager one: {moved_eagerly}; the losses are "
+            f"{found:.4g} and {step.loss.item():.4g}"
         )
     return replay, peak
+
+
+def moves(network: nn.Module, work: Any) -> bool:
+    """Whether `work` changes a parameter of `network`."""
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    work()
+    return any(not torch.equal(now, old) for now, old in zip(network.parameters(), before, strict=True))
 
 
 def measure_network(name: str, args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:

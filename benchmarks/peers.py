@@ -12,7 +12,7 @@ from onespike.spikingjelly import SingleSpikeLIFNode
 
 
 def timed_backends(device: torch.device) -> list[str]:
-    """Name our backends that can run on `device`, but not "inductor" on a GPU: it compiles for a minute, and nobody needs it."""
+    """Name our backends that can run on `device`, but not "inductor" on a GPU: it compiles for a minute, which nobody needs."""
     return [name for name in available_backends(device) if (device.type, name) != ("cuda", "inductor")]
 
 

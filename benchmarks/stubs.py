@@ -8,6 +8,7 @@ from unittest.mock import patch
 import torch
 
 from onespike.functional import backends
+from onespike.functional.lif import planned
 from onespike.kernels import cupy, triton
 
 STUBBED = ("cupy", "triton")
@@ -39,4 +40,8 @@ def stub_launches() -> Iterator[None]:
         patch.object(triton, "lif_forward", NoKernel()),
         patch.object(triton, "lif_backward", NoKernel()),
     ):
-        yield
+        planned.cache_clear()  # a plan for a backend that cannot run here must not outlive this
+        try:
+            yield
+        finally:
+            planned.cache_clear()
