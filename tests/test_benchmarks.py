@@ -215,7 +215,7 @@ def test_a_step_can_be_profiled(tmp_path):
     done = run("profile_step.py", "--device", "cpu", *small, "--out", str(out))
     assert done.returncode == 0, done.stderr[-3000:]
     assert out.read_text().startswith("5 training steps of vgg6 width/4, T = 5, batch 2, float32")
-    (line,) = (line for line in out.read_text().splitlines() if line.lstrip().startswith("onespike::single_spike_lif "))
+    (line,) = (line for line in out.read_text().splitlines() if line.lstrip().startswith("SingleSpikeLIF "))
     assert line.split()[-1] == str(5 * 5), "five steps of five layers of neurons"
 
 

@@ -199,7 +199,7 @@ class TritonPlan(GpuPlan):
         parts = self.neurons if self.per_neuron else self.tiles
         sums = torch.empty((2, parts), dtype=torch.float32, device=self.device)
         traces = torch.empty((self.programs, self.steps, self.tile), dtype=torch.float32, device=self.device)
-        self.run(lif_backward, self.programs, tensors, (sums, traces, *self.of_backward))
+        self.run(lif_backward, self.programs, (*tensors, sums, traces), self.of_backward)
         return sums
 
     def run(self, kernel: Any, programs: int, tensors: tuple[Tensor | None, ...], others: tuple[Any, ...]) -> None:
@@ -208,14 +208,15 @@ class TritonPlan(GpuPlan):
         What Triton compiles for is fixed in a plan, but for which of the first three tensors are there and how all are aligned.
         What it compiled is kept, and launched without Triton's search for it, which takes longer than all the rest of a call.
         """
-        together = 0
-        for tensor in tensors:
-            together |= 0 if tensor is None else tensor.data_ptr()
+        pointers, together = [None if tensor is None else tensor.data_ptr() for tensor in tensors], 0
+        for pointer in pointers:
+            together |= pointer or 0
         aligned = together % 16 == 0
         key = kernel, tensors[0] is None, tensors[1] is None, tensors[2] is None
         launcher = self.launchers.get(key)
         if launcher is not None and aligned and self.device.index == torch.cuda.current_device():
-            launcher(*tensors, *others, stream=torch._C._cuda_getCurrentRawStream(self.device.index))
+            # A tensor would be asked for its address, and the driver whether it can reach it.
+            launcher(*pointers, *others, stream=torch._C._cuda_getCurrentRawStream(self.device.index))
             return
         with torch.cuda.device_of(tensors[3]):  # s_seq or x_seq, which are always there
             compiled = kernel[(programs,)](*tensors, *others, enable_fp_fusion=False)
