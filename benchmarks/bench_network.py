@@ -143,11 +143,12 @@ def measure_network(name: str, args: argparse.Namespace, device: torch.device) -
                 works[label] = lambda n=network: infer(n, images, args.precision)
                 continue
             works[label] = step = TrainStep(network, images, target, args.precision)
-            if device.type == "cuda" and args.graphs:
-                try:
-                    works[label + GRAPHED], peaks[label + GRAPHED] = graph_of(step)
-                except RuntimeError as error:
-                    not_graphed[label] = str(error).splitlines()[0]
+            if device.type != "cuda" or not args.graphs:
+                continue
+            if label.startswith("snnTorch"):
+                not_graphed[label] = "its capture fails, and torch 2.11 draws no random numbers after that"
+            else:
+                works[label + GRAPHED], peaks[label + GRAPHED] = graph_of(step)
         times = interleave(works, args.rounds, device)
         elapsed = {label: measured.elapsed for label, measured in times.items()}
         rows = {}

@@ -268,10 +268,10 @@ def test_no_time_is_reported_when_parity_fails(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import bench_neuron  # noqa: PLC0415
 
-    from onespike.kernels import eager  # noqa: PLC0415
+    from onespike.kernels.eager import EagerPlan  # noqa: PLC0415
 
-    right = eager.forward
-    monkeypatch.setattr(eager, "forward", lambda x_seq, *rest: right(x_seq * 0.99, *rest))
+    right = EagerPlan.forward
+    monkeypatch.setattr(EagerPlan, "forward", lambda plan, x_seq, *rest: right(plan, x_seq * 0.99, *rest))
     with pytest.raises(SystemExit, match="refusing to time: spikes of torch differ"):
         bench_neuron.check_parity(torch.device("cpu"), torch.float32, 5)
 

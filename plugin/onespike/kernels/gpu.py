@@ -91,7 +91,7 @@ class GpuPlan(Plan):
 
     def values(self, parameter: Tensor) -> Tensor:
         """Return the values of a leak or threshold as `index` counts them."""
-        if sum(size != 1 for size in parameter.shape) > 1:
+        if self.per_neuron and sum(size != 1 for size in parameter.shape) > 1:
             return self.new_step(torch.float32).copy_(parameter)
         values = parameter if parameter.dtype == torch.float32 else parameter.to(torch.float32)
         return values if values.is_contiguous() else values.contiguous()

@@ -113,10 +113,12 @@ class Plan(ABC):
         if tensor is None:
             return tensor
         whole = tensor.dim() == len(self.shape)
-        shape, stride = (self.shape, self.stride) if whole else (self.step_shape, self.step_stride)
-        if (dtype is None or tensor.dtype == dtype) and same_memory(shape, tensor.stride(), stride):
+        stride = self.stride if whole else self.step_stride
+        if (dtype is None or tensor.dtype == dtype) and (
+            tensor.stride() == stride or same_memory(tensor.shape, tensor.stride(), stride)
+        ):
             return tensor
-        return torch.empty_strided(shape, stride, dtype=dtype or tensor.dtype, device=self.device).copy_(tensor)  # type: ignore[return-value]
+        return torch.empty_strided(tensor.shape, stride, dtype=dtype or tensor.dtype, device=self.device).copy_(tensor)  # type: ignore[return-value]
 
     def new_sequence(self, dtype: torch.dtype) -> Tensor:
         """Make room for [T, N, *] in the plan's memory order."""
@@ -192,4 +194,4 @@ def time_first(shape: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
 
 def same_memory(shape: Sequence[int], a: Sequence[int], b: Sequence[int]) -> bool:
     """Whether strides `a` and `b` put every element in the same place; those of dimensions of size 1 do not matter."""
-    return a == b or all(x == y or size == 1 for size, x, y in zip(shape, a, b, strict=True))
+    return all(x == y or size == 1 for size, x, y in zip(shape, a, b, strict=True))
