@@ -44,11 +44,11 @@ bench() { # name, seconds, script, arguments...
 
 spread=()
 "$python" -c "import xdist" 2>/dev/null && spread=(-n 12)
-gpu_tests=("$python" -m pytest tests/test_gpu.py --require-gpu -q -p no:cacheprovider)
+gpu_tests=("$python" -m pytest tests/test_gpu.py tests/test_cuda_graph_docs.py --require-gpu -q -p no:cacheprovider)
 neuron=(--kinds conv fc --steps 5 --rounds 11 --max-compiled-T 0)
 
 part test_gpu 75 "${gpu_tests[@]}" "${spread[@]}" -k "not more_than_2_to_the_31"
-bench overhead 30 bench_overhead.py
+bench overhead 30 bench_overhead.py --calls 10 --rounds 9
 bench neuron_f32 40 bench_neuron.py "${neuron[@]}"
 bench network_bf16 55 bench_network.py --networks vgg16 --rounds 7 --precision bf16 --batch-size 128
 bench network_f32 55 bench_network.py --networks vgg16 --rounds 7 --batch-size 64

@@ -2,6 +2,10 @@
 
 import copy
 import functools
+import os
+import subprocess
+import sys
+import weakref
 
 import pytest
 import torch
@@ -227,6 +231,32 @@ def test_another_size_or_mode_does_not_compile_again():
         inductor_lif(x_seq, nn.Parameter(torch.tensor(0.7)), 0.8).s_seq.sum().backward()
     inductor_lif(x_seq, 0.9, 0.8, gamma=0.7).s_seq.sum().backward()
     assert compilations() == before
+
+
+@pytest.mark.parametrize("T", [5, 20])
+def test_nothing_is_kept_after_a_call(T):
+    x_seq, tensors = draw(T, 1, 3).requires_grad_(), []
+    for _ in range(2):  # compiled in the first
+        s_seq, state = inductor_lif(x_seq, 0.9, 0.8)
+        s_seq.sum().backward()
+        tensors = [weakref.ref(tensor) for tensor in (s_seq, state.v, x_seq.grad)]
+        del s_seq, state
+        x_seq.grad = None
+    assert [tensor() for tensor in tensors] == [None] * 3
+
+
+def test_dynamo_switched_off_runs_the_equations_as_they_are():
+    code = """
+import torch
+from onespike.functional import single_spike_lif
+x = torch.rand(5, 3, 40, requires_grad=True)
+outputs = [single_spike_lif(x, 0.9, 0.8, backend=name).s_seq for name in ("torch", "inductor")]
+assert torch.equal(*outputs) and outputs[0].any()
+assert torch.equal(*(torch.autograd.grad(out.sum(), x)[0] for out in outputs))
+"""
+    environment = os.environ | {"TORCHDYNAMO_DISABLE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_one_kernel_each_way():

@@ -302,14 +302,16 @@ class Program:
         own = types.FunctionType(body.__code__.replace(), body.__globals__, body.__name__)
         self.function = torch.compile(own, dynamic=True, fullgraph=True, backend=self.lower)
         self.loop: Any = None
+        self.conditions: list[Any] = []
+        self.seen: list[tuple[Any, Any]] = []  # what the loop took and gave for the example
         example = [kind.example() if isinstance(kind, Kind | Slices) else kind for kind in kinds]
         results = without_modes(self.function, example)
+        taken, given = self.seen.pop() if self.seen else ((), ())  # nothing where dynamo is switched off
         # Inductor's function takes the tensors in an order of its own, and M where it needs it; None stands for that.
-        self.reads = [None if isinstance(value, int) else place(value, example) for value in self.taken]
-        self.writes = [None if result is None else place(result, self.given) for result in results]
-        sizes_are_M = all(value == EXAMPLE_SIZE for value in self.taken if isinstance(value, int))
+        self.reads = [None if isinstance(value, int) else place(value, example) for value in taken]
+        self.writes = [None if result is None else place(result, given) for result in results]
+        sizes_are_M = all(value == EXAMPLE_SIZE for value in taken if isinstance(value, int))
         self.is_plain = sizes_are_M and -1 not in (*self.reads, *self.writes)
-        del self.taken, self.given
 
     def __call__(self, *arguments: Any) -> Any:
         """Run it, after dynamo has looked whether it suits these arguments, and compiled it once more if not."""
@@ -327,8 +329,10 @@ class Program:
         self.conditions = [guard.expr for guard in context.fake_mode.shape_env.guards]
 
         def watched(*taken: Any) -> Any:
-            self.taken, self.given = taken, loop(*taken)
-            return self.given
+            given = loop(*taken)
+            if not hasattr(self, "is_plain"):
+                self.seen.append((taken, given))
+            return given
 
         return watched
 
