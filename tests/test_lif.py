@@ -100,8 +100,8 @@ def test_a_state_that_lies_as_spread_as_the_input():
     ("right", "wrong"),
     [
         ("addcmul_(reset, v_threshold, value=-1)", "addcmul_(reset, v_threshold, value=1)"),
-        ("inner(total, v_seq, v_threshold) / v_threshold", "-inner(total, v_seq, v_threshold) / v_threshold"),
-        ("torch.mul(steps[t], leak, out=decayed)", "torch.mul(steps[t], -leak, out=decayed)"),
+        ("of_threshold.sub_(inner(total, v_steps[t]", "of_threshold.add_(inner(total, v_steps[t]"),
+        ("torch.mul(total, leak, out=decayed)", "torch.mul(total, -leak, out=decayed)"),
     ],
 )
 def test_a_planted_error_is_caught(right, wrong, tmp_path):

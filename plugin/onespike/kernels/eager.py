@@ -49,32 +49,22 @@ class EagerPlan(Plan):
         grad_x, grad_initial = self.new_sequence(self.dtype), None if v is None else self.new_step(self.state_dtype)
         gradients = self.laid(grad_s_seq), self.laid(grad_v), self.laid(grad_v_seq)
         inputs = self.laid(x_seq), self.parameter(leak), self.parameter(v_threshold), self.laid(v), self.laid(fired)
-        height = self.height(inputs[2])
-        blocks = self.blocks(*gradients, *inputs, grad_x, grad_initial, height)
-        sums = [backward_block(self.switches, *tensors) for tensors in blocks]
-        of_leak, of_threshold = zip(*sums, strict=True)
-        return (
-            self.result(grad_x),
-            self.gradient(self.together(of_leak), leak),
-            self.gradient(self.together(of_threshold), v_threshold),
-            grad_initial,
-        )
+        sums = torch.zeros_like(inputs[1]), torch.zeros_like(inputs[2])
+        for tensors in self.blocks(*gradients, *inputs, self.height(inputs[2]), grad_x, grad_initial, *sums):
+            backward_block(self.switches, *tensors)
+        return self.result(grad_x), self.gradient(sums[0], leak), self.gradient(sums[1], v_threshold), grad_initial
 
     def blocks(self, *tensors: Tensor | None) -> Iterator[list[Any]]:
         """View the tensors flat, and cut their M into blocks that stay in the cache of a CPU; numbers stay whole."""
-        size = BLOCK_SIZE * torch.get_num_threads() if self.device.type == "cpu" else self.neurons
+        size, of_image = self.neurons, max(1, self.neurons // max(1, self.shape[1]))
+        if self.device.type == "cpu":
+            size = max(1, BLOCK_SIZE * torch.get_num_threads() // of_image) * of_image  # whole images
         flat = [tensor if tensor is None or not tensor.dim() else self.flat(tensor) for tensor in tensors]
         if self.neurons <= size:
             yield flat
             return
         for start in range(0, self.neurons, size):
             yield [tensor if tensor is None or not tensor.dim() else tensor[..., start : start + size] for tensor in flat]
-
-    def together(self, parts: tuple[Tensor, ...]) -> Tensor:
-        """Join the blocks' gradients of a parameter: add up those of one number."""
-        if len(parts) == 1:
-            return parts[0]
-        return torch.cat(parts) if self.per_neuron else torch.stack(parts).sum(0)
 
 
 def forward_block(
@@ -119,53 +109,52 @@ def backward_block(
     v_threshold: Tensor,
     v: Tensor | None,
     fired: Tensor | None,
+    height: Tensor,
     grad_x: Tensor,
     grad_initial: Tensor | None,
-    height: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Write the gradients of x_seq [T, M] and of the initial v [M], and return those of leak and v_threshold, 0-d or [M].
+    of_leak: Tensor,
+    of_threshold: Tensor,
+) -> None:
+    """Write the gradients of x_seq [T, M] and of the initial v [M], and add those of leak and v_threshold, 0-d or [M].
 
     S^t / V is taken as gamma / V^2 * max(0, min(U^t, 2 V - U^t)), which costs fewer operators; `height` is gamma / V^2.
     """
     v_seq = torch.empty(x_seq.shape, dtype=leak.dtype, device=leak.device)
-    resets = torch.empty_like(v_seq)
-    before, v_steps = v, v_seq.unbind()
-    for now, x, reset in zip(v_steps, x_seq.unbind(), resets.unbind(), strict=True):
+    before, v_steps, resets = v, v_seq.unbind(), torch.empty_like(v_seq).unbind()
+    for now, x, reset in zip(v_steps, x_seq.unbind(), resets, strict=True):
         if before is not None:
             torch.gt(before, v_threshold, out=reset)
         charge(now, before, x, leak, v_threshold, reset)
         before = now
 
-    total = grad_x if grad_x.dtype == leak.dtype and grad_x.is_contiguous() else torch.empty_like(v_seq)
+    # Reused for the sum of all that reaches U^t.
+    through_spikes = grad_x if grad_x.dtype == leak.dtype and grad_x.is_contiguous() else torch.empty_like(v_seq)
     if grad_s_seq is None:
-        total.zero_()
-        of_threshold = torch.zeros_like(v_threshold)
+        through_spikes.zero_()
     else:
-        torch.sub(v_threshold + v_threshold, v_seq, out=total)
-        torch.minimum(total, v_seq, out=total).clamp_min_(0).mul_(height).mul_(grad_s_seq)
+        torch.sub(v_threshold + v_threshold, v_seq, out=through_spikes)
+        torch.minimum(through_spikes, v_seq, out=through_spikes).clamp_min_(0).mul_(height).mul_(grad_s_seq)
         if not switches.grad_after_spike:
-            total.mul_(waiting_to_fire(v_seq, v_threshold, fired))
-        of_threshold = inner(total, v_seq, v_threshold) / v_threshold
+            through_spikes.mul_(waiting_to_fire(v_seq, v_threshold, fired))
 
-    steps, of_trace = total.unbind(), None if grad_v_seq is None else grad_v_seq.unbind()
+    of_trace = None if grad_v_seq is None else grad_v_seq.unbind()
     decayed, carried = torch.empty_like(v_steps[0]), grad_v
-    for t in reversed(range(len(steps))):
-        if carried is not None:
-            steps[t].add_(carried)
-        if of_trace is not None:
-            steps[t].add_(of_trace[t])
-        carried = torch.mul(steps[t], leak, out=decayed) if switches.temporal_gradient and (t or v is not None) else None
+    for t, total in reversed(list(enumerate(through_spikes.unbind()))):
+        before = v_steps[t - 1] if t else v
+        of_threshold.sub_(inner(total, v_steps[t], v_threshold).div_(v_threshold))
+        for term in (carried, None if of_trace is None else of_trace[t]):
+            if term is not None:
+                total.add_(term)
+        carried = None
+        if before is not None:
+            of_leak.add_(inner(total, before, leak))
+            of_threshold.sub_(inner(total, resets[t], v_threshold))
+            if switches.temporal_gradient:
+                carried = torch.mul(total, leak, out=decayed)
     if grad_initial is not None:
         grad_initial.zero_() if carried is None else grad_initial.copy_(carried)
-    if total is not grad_x:
-        grad_x.copy_(total)
-
-    of_leak = inner(total[1:], v_seq[:-1], leak)
-    of_threshold = of_threshold.add_(inner(total[1:], resets[1:], v_threshold))
-    if v is not None:
-        of_leak = of_leak + inner(total[:1], v[None].to(leak.dtype), leak)
-        of_threshold.add_(inner(total[:1], resets[:1], v_threshold))
-    return of_leak, of_threshold.neg_()
+    if through_spikes is not grad_x:
+        grad_x.copy_(through_spikes)
 
 
 def charge(now: Tensor, v: Tensor | None, x: Tensor, leak: Tensor, v_threshold: Tensor, reset: Tensor) -> None:
@@ -189,5 +178,5 @@ def waiting_to_fire(v_seq: Tensor, v_threshold: Tensor, fired: Tensor | None) ->
 
 
 def inner(a: Tensor, b: Tensor, parameter: Tensor) -> Tensor:
-    """Sum a * b, both [T, M] and contiguous, over what `parameter`, 0-d or [M], was broadcast to."""
-    return (a * b).sum(0) if parameter.dim() else torch.dot(a.view(-1), b.view(-1))
+    """Sum a * b, both [M], over what `parameter`, 0-d or [M], was broadcast to."""
+    return a * b if parameter.dim() else torch.dot(a, b)

@@ -170,9 +170,7 @@ class Plan(ABC):
 
     def height(self, v_threshold: Tensor) -> Tensor:
         """Return gamma / V^2, by which the surrogate's derivative needs no division at each step, for what `parameter` gave."""
-        if v_threshold.dim() or self.device.type != "cpu":
-            return self.switches.gamma / (v_threshold * v_threshold)
-        return torch.full((), self.switches.gamma / v_threshold.item() ** 2, dtype=self.state_dtype)
+        return self.switches.gamma / (v_threshold * v_threshold)
 
     def gradient(self, sums: Tensor, parameter: Tensor) -> Tensor:
         """Bring the gradient of a parameter, 0-d or [M] as `parameter` returns it, to its shape and dtype."""
