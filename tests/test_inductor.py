@@ -245,6 +245,28 @@ def test_nothing_is_kept_after_a_call(T):
     assert [tensor() for tensor in tensors] == [None] * 3
 
 
+def test_threads_may_meet_at_the_first_call():
+    """In a process of its own, where nothing is compiled yet."""
+    code = """
+import threading, torch
+from onespike.functional import single_spike_lif
+xs, found = [torch.randn(4, 3000) for _ in range(4)], {}
+def work(i):
+    x = xs[i].clone().requires_grad_()
+    s_seq = single_spike_lif(x, 0.9, 0.8, backend="inductor").s_seq
+    found[i] = s_seq.detach(), torch.autograd.grad(s_seq.sum(), x)[0]
+threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+[thread.start() for thread in threads], [thread.join() for thread in threads]
+for i, x in enumerate(xs):
+    x.requires_grad_()
+    s_seq = single_spike_lif(x, 0.9, 0.8, backend="torch").s_seq
+    assert torch.equal(found[i][0], s_seq)
+    assert torch.equal(found[i][1], torch.autograd.grad(s_seq.sum(), x)[0])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_dynamo_switched_off_runs_the_equations_as_they_are():
     code = """
 import torch

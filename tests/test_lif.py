@@ -331,8 +331,49 @@ def test_second_derivatives_are_refused_not_zero():
     s_seq, _ = single_spike_lif(x, leak, 0.5)
     (grad,) = torch.autograd.grad((s_seq * x).sum(), x, create_graph=True)
     assert grad.abs().sum() > 0
-    with pytest.raises(RuntimeError, match="backward"):
+    with pytest.raises(RuntimeError, match="single_spike_lif has no second derivative"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["torch", "inductor"])
+def test_gradients_come_in_batches_too(backend):
+    x, _, grad_s, _ = draw(5, (6, 30), seed=16)
+    leaves = x.requires_grad_(), torch.tensor(0.9, requires_grad=True), torch.tensor(0.8, requires_grad=True)
+    batch = torch.stack([grad_s, 2 * grad_s, grad_s.flip(0)])
+
+    def found(grad, batched):
+        s_seq = single_spike_lif(*leaves, backend=backend).s_seq
+        return torch.autograd.grad(s_seq, leaves, grad, is_grads_batched=batched)
+
+    for got, *want in zip(found(batch, True), *(found(grad, False) for grad in batch), strict=True):
+        torch.testing.assert_close(got, torch.stack(want))
+
+
+@pytest.mark.parametrize("backend", ["torch", "inductor"])
+def test_tensors_that_are_negated_or_zero_by_a_flag_are_read_as_such(backend):
+    x, _, grad_s, _ = draw(5, (6, 30), seed=17)
+    x.requires_grad_()
+    want = single_spike_lif(-x, 0.9, 0.8, backend=backend).s_seq
+    got = single_spike_lif(torch._neg_view(x), 0.9, 0.8, backend=backend).s_seq
+    assert want.any()
+    assert torch.equal(got, want)
+    for grad, value in ((torch._neg_view(grad_s), -grad_s), (torch._efficientzerotensor(grad_s.shape), 0 * grad_s)):
+        results = [torch.autograd.grad(single_spike_lif(x, 0.9, 0.8, backend=backend).s_seq, x, g)[0] for g in (grad, value)]
+        assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("T", [5, 20])
+@pytest.mark.parametrize("backend", ["torch", "inductor"])
+def test_outputs_may_be_written_to(backend, T):
+    x = draw(T, (6, 30), seed=18)[0].requires_grad_()
+    mask = (torch.arange(30) % 2).float()
+    grads = []
+    for in_place in (False, True):
+        s_seq, state = single_spike_lif(x, 0.9, 0.8, backend=backend)
+        s_seq, v = (s_seq.mul_(mask), state.v.mul_(2)) if in_place else (s_seq * mask, state.v * 2)
+        grads.append(torch.autograd.grad(s_seq.sum() + v.sum(), x)[0])
+    assert grads[0].any()
+    assert torch.equal(*grads)
 
 
 @pytest.mark.parametrize("backend", ["torch", "inductor"])

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from spikingjelly.activation_based import layer
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from onespike.conversion import convert
 from onespike.spikingjelly import pool
@@ -72,12 +73,24 @@ def test_other_pools_are_torchs(arguments, size, monkeypatch):
     assert torch.equal(AvgPool2d(**arguments)(images), nn.AvgPool2d(**arguments)(images))
 
 
-def test_what_needs_no_gradient_is_torchs(monkeypatch):
-    monkeypatch.setattr(pool.Halve, "apply", None)
+class Seen(TorchDispatchMode):
+    """Notes the operators that a counter would see."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_counters_see_torchs_pool():
     images = torch.rand(2, 3, 4, 4)
-    with torch.no_grad():
-        assert AvgPool2d(2)(images.clone().requires_grad_()).shape == (2, 3, 2, 2)
-    assert AvgPool2d(2)(images).shape == (2, 3, 2, 2)
+    with Seen() as seen:
+        output = AvgPool2d(2)(images)
+    assert seen.names == ["avg_pool2d"]
+    assert torch.equal(output, AvgPool2d(2)(images))
 
 
 def test_dimensions_are_the_hosts():
@@ -99,3 +112,18 @@ def test_the_benchmark_runs():
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("  onespike ")]
     assert len(rows) == 4, "two dtypes in two layouts"
+
+
+def test_torchs_transforms_and_batched_gradients_pass():
+    pool, images = AvgPool2d(2, step_mode="m"), torch.rand(2, 3, 4, 8, 8, requires_grad=True)
+    want = torch.autograd.grad(pool(images).square().sum(), images)[0]
+    assert torch.equal(torch.func.grad(lambda images: pool(images).square().sum())(images.detach()), want)
+    pooled, grads = pool(images), torch.randn(5, 2, 3, 4, 4, 4)
+    batched = torch.autograd.grad(pooled, images, grads, is_grads_batched=True)[0]
+    for grad, found in zip(grads, batched, strict=True):
+        assert torch.equal(torch.autograd.grad(pool(images), images, grad)[0], found)
+
+
+def test_float16_does_not_overflow():
+    images = torch.full((1, 1, 2, 2), 4e4, dtype=torch.float16, requires_grad=True)
+    assert AvgPool2d(2)(images).item() == 4e4

@@ -249,3 +249,20 @@ TARGET = torch.zeros(2, dtype=torch.int64)
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("time_gradient", ["threshold", "full", "off"])
+def test_torchs_transforms_give_the_same_gradients(time_gradient):
+    x = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(3))
+    threshold = torch.tensor(0.7)
+
+    def loss(x, threshold):
+        readout = spike_time_readout(x, threshold, beta=0.5, time_gradient=time_gradient)
+        return readout.potential.square().sum() + readout.spike_time.square().sum()
+
+    leaves = x.clone().requires_grad_(), threshold.clone().requires_grad_()
+    want = torch.autograd.grad(loss(*leaves), leaves, allow_unused=True, materialize_grads=True)
+    found = torch.func.grad(loss, argnums=(0, 1))(x, threshold)
+    torch.testing.assert_close(found, want)
+    tangents = torch.func.jvp(loss, (x, threshold), (torch.ones_like(x), torch.ones(())))[1]
+    torch.testing.assert_close(tangents, sum(grad.sum() for grad in want))

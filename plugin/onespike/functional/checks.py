@@ -7,6 +7,8 @@ from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 
 def check_T(T: SupportsIndex, minimum: int = 1, name: str = "T") -> int:
@@ -95,6 +97,19 @@ def check_within(name: str, value: Tensor, holds: bool, rule: str) -> None:
 def can_look_at(x: Tensor) -> bool:
     """Whether reading values of `x` is free of a device synchronisation and of a graph break."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def is_traced(x: Tensor) -> bool:
+    """Whether torch wants plain operators to follow: it compiles, exports, transforms functions, or has taken over tensors."""
+    return (
+        torch.compiler.is_compiling()
+        or type(x) not in (Tensor, Parameter)
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._functorch.is_legacy_batchedtensor(x)
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+    )
 
 
 def as_operand(value: Any, dtype: torch.dtype, device: torch.device | None) -> Tensor:

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn import Parameter
 
 from onespike.functional.backends import KERNELS, resolve_backend
-from onespike.functional.checks import broadcasts, check_floating, check_leak, check_positive, check_threshold
+from onespike.functional.checks import broadcasts, check_floating, check_leak, check_positive, check_threshold, is_traced
 from onespike.kernels.plan import Plan, Signature, Switches
 from onespike.kernels.reference import state_dtype
 
@@ -110,9 +109,8 @@ def lif(
     v_threshold = as_parameter("v_threshold", v_threshold, x_seq)
     v, fired = (None, None) if state is None else check_state(state, x_seq)
     trained = (x_seq, leak, v_threshold) if v is None else (x_seq, leak, v_threshold, v)
-    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
-        check_no_tangent(*trained)
     if is_traced(x_seq):
+        check_no_tangent(*trained)
         name = resolve_backend(backend, x_seq.device.type, x_seq.numel(), x_seq.dtype)
         return torch.ops.onespike.single_spike_lif(x_seq, leak, v_threshold, v, fired, *switches, trace, name)
     plan = plan_of(x_seq, leak, v_threshold, v, switches, backend, keep_state=keep_state, trace=trace)
@@ -127,19 +125,8 @@ def lif(
 
 def check_no_tangent(*tensors: Tensor) -> None:
     """Raise where one is differentiated in forward mode: there is the reverse mode alone, and torch would return zeros."""
-    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+    if not torch.compiler.is_compiling() and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
         raise RuntimeError("single_spike_lif has no forward-mode derivative: use torch.autograd.grad, or jacobian")
-
-
-def is_traced(x_seq: Tensor) -> bool:
-    """Whether torch wants an operator to follow: it compiles, exports, transforms functions, or has taken over tensors."""
-    return (
-        torch.compiler.is_compiling()
-        or type(x_seq) not in (Tensor, Parameter)
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._get_tracing_state() is not None
-    )
 
 
 def plan_of(
@@ -226,7 +213,8 @@ class SingleSpikeLIF(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        if torch.is_grad_enabled():  # a graph of the gradients is wanted: the operator refuses to be differentiated
+        # Where a graph of the gradients is wanted, the operator refuses to be differentiated; batches it takes one by one.
+        if torch.is_grad_enabled() or any(grad is not None and is_traced(grad) for grad in grads):
             found = differentiate_by_operator(grads, ctx.saved_tensors, ctx.plan.switches, ctx.plan.backend)
         else:
             found = ctx.plan.backward(*grads, *ctx.saved_tensors)
@@ -323,4 +311,12 @@ def differentiate_by_operator(grads, saved, switches: Switches, backend: str) ->
     return *found, None if saved[3] is None else grad_initial
 
 
+def refuse(ctx, *grads):
+    """Say that there is no second derivative."""
+    raise RuntimeError(
+        "single_spike_lif has no second derivative: its first is a surrogate; call backward without create_graph"
+    )
+
+
 lif_op.register_autograd(differentiate, setup_context=setup_context)
+lif_backward_op.register_autograd(refuse)

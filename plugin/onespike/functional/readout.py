@@ -14,6 +14,7 @@ from onespike.functional.checks import (
     check_positive,
     check_threshold,
     extremes,
+    is_traced,
 )
 from onespike.kernels.reference import state_dtype
 
@@ -78,10 +79,14 @@ def spike_time_readout(
     highest = v_seq.cummax(0).values[:-1]  # its gradient goes to the latest step that set the maximum
     if time_gradient != "full":
         highest = highest.detach()
-    if time_gradient in ("threshold", "full"):
+    windowed = time_gradient in ("threshold", "full")
+    if windowed and not is_traced(x_seq):
         spike_time = FirstCrossing.apply(highest, threshold, beta)
     else:
         spike_time = count_below(highest, threshold)
+    if windowed and is_traced(x_seq):  # the same by operators alone, more of them, which torch.func can transform
+        margin = threshold - highest
+        spike_time = add_gradient(spike_time, torch.where(margin.abs() < beta, margin, 0).sum(0))
     if time_gradient == "eq17":
         spike_time = add_gradient(spike_time, literal_eq17(v_seq.detach(), threshold.detach(), beta) * threshold)
     return Readout(v_seq[-1], spike_time)

@@ -12,6 +12,7 @@ shape. Long sequences are taken in chunks, which write into slices of one result
 import functools
 import itertools
 import math
+import threading
 import types
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -34,6 +35,10 @@ EXAMPLE_SIZE = 2**15
 SUMS_INSIDE_FROM = 2**13
 """The M from which a loop also adds up over all neurons, in a fixed order, and so writes less. Up to 4096 inductor would
 generate other sums, which are not worth a second compilation, and on a GPU torch sums better."""
+
+
+COMPILING = threading.RLock()
+"""Held while a function is compiled: torch's compiler takes its time for that of all threads."""
 
 
 class InductorPlan(Plan):
@@ -133,7 +138,8 @@ class InductorPlan(Plan):
         key = body, torch.get_num_threads(), len(arguments[0]), *[argument is None for argument in arguments]
         program = self.programs.get(key)
         if program is None:
-            program = compiled(body, key[1], *map(kind_of, arguments))
+            with COMPILING:
+                program = compiled(body, key[1], *map(kind_of, arguments))
             program = self.programs[key] = program.unguarded(self.neurons) or program
         return program(*arguments)
 
@@ -256,7 +262,7 @@ class Kind(NamedTuple):
         """Make a tensor of this kind with a typical M."""
         shape = () if self.steps is None else (*self.steps, EXAMPLE_SIZE)
         example = torch.ones(shape, dtype=self.dtype, device=self.device)
-        torch._dynamo.mark_static(example, list(range(len(shape) - 1)))
+        example._dynamo_static_indices = set(range(len(shape) - 1))  # type: ignore[attr-defined]
         return example
 
 
@@ -267,7 +273,7 @@ class Slices(NamedTuple):
 
     def example(self) -> tuple[Tensor, ...]:
         """Make such a tuple with a typical M."""
-        return self.whole.example().unbind()
+        return tuple(step.data for step in self.whole.example().unbind())
 
 
 def kind_of(argument: Any) -> Any:

@@ -114,8 +114,10 @@ class Plan(ABC):
             return tensor
         whole = tensor.dim() == len(self.shape)
         stride = self.stride if whole else self.step_stride
-        if (dtype is None or tensor.dtype == dtype) and (
-            tensor.stride() == stride or same_memory(tensor.shape, tensor.stride(), stride)
+        if (
+            (dtype is None or tensor.dtype == dtype)
+            and (tensor.stride() == stride or same_memory(tensor.shape, tensor.stride(), stride))
+            and not (tensor.is_neg() or tensor._is_zerotensor())  # whose memory does not hold their values
         ):
             return tensor
         return torch.empty_strided(tensor.shape, stride, dtype=dtype or tensor.dtype, device=self.device).copy_(tensor)  # type: ignore[return-value]
@@ -150,9 +152,9 @@ class Plan(ABC):
         """View contiguous [T, M] or [M] as [T, N, *] or [N, *], the inverse of `flat`."""
         if flat is None:
             return flat
-        if flat.dim() == 2:
-            return flat.as_strided(self.shape, self.stride)  # type: ignore[return-value]
-        return flat.as_strided(self.step_shape, self.step_stride)  # type: ignore[return-value]
+        shape, stride = (self.shape, self.stride) if flat.dim() == 2 else (self.step_shape, self.step_stride)
+        # `data`, as autograd would not let users write into a view of something else.
+        return flat.as_strided(shape, stride).data  # type: ignore[return-value]
 
     def result(self, sequence: Optional) -> Optional:
         """Return [T, N, *] with the strides of `torch.empty_like(x_seq)`, which it has unless N lies outside T in memory."""

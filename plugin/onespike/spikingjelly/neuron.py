@@ -54,6 +54,7 @@ class SingleSpikeLIFNode(CopyableMemory, neuron.BaseNode):
     fired: Tensor | bool
     v_reset = None  # as the host says that a reset is soft
     detach_reset = True
+    keep_state = True
 
     def __init__(
         self,
@@ -91,7 +92,6 @@ class SingleSpikeLIFNode(CopyableMemory, neuron.BaseNode):
         self.step_mode = step_mode
         self.backend = backend
         self.store_v_seq = store_v_seq
-        self.keep_state = True
         self.register_memory("v", 0.0)  # first: the host's monitors and v_seq read the first memory
         self.register_memory("fired", False)
 

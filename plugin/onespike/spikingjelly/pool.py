@@ -1,4 +1,4 @@
-"""Average pooling that trains quickly where torch's is slow: windows of 2x2 on GPUs, and of contiguous images."""
+"""Average pooling that is quick where torch's is slow: windows of 2x2 on GPUs, and of contiguous images."""
 
 from typing import Any
 
@@ -6,23 +6,24 @@ import torch
 from spikingjelly.activation_based import layer
 from torch import Tensor
 
+from onespike.functional.checks import is_traced
+
 
 class AvgPool2d(layer.AvgPool2d):
-    """SpikingJelly's layer of the same name, arguments and state, which in training adds up a 2x2 pool's four strided quarters.
+    """SpikingJelly's layer of the same name, arguments and state, which adds up a 2x2 pool's four strided quarters.
 
-    Values and gradients are those of `torch.nn.AvgPool2d`: to the bit in float32 and float64, and in any dtype where the sums
-    of four are exact, as those of spikes are. Elsewhere float16 and bfloat16 are rounded at each addition instead of once.
-    Channels-last images stay channels last. Other pools, odd sizes, whatever needs no gradient, and channels-last images on a
-    CPU, where torch's pool is quicker, take torch's own way.
+    Values and gradients are those of `torch.nn.AvgPool2d`: to the bit in float32 and float64, and in bfloat16 where the sums
+    of four are exact, as those of spikes are; elsewhere bfloat16 is rounded at each addition instead of once. Channels-last
+    images stay channels last. Other pools, odd sizes, float16, which could overflow, channels-last images on a CPU, where
+    torch's pool is quicker, and whatever traces or counts torch's operators take torch's own way.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool x [N, C, H, W], or [T, N, C, H, W] in step mode "m"."""
-        if x.dim() != (5 if self.step_mode == "m" else 4):
+        if x.dim() != (5 if self.step_mode == "m" else 4) or is_traced(x):
             return super().forward(x)  # which raises, or knows more shapes
         images = x.flatten(0, -4)
-        trained = images.requires_grad and torch.is_grad_enabled()
-        if not (trained and self._halves(images) and quicker_by_quarters(images)):
+        if not (self._halves(images) and quicker_by_quarters(images)):
             return super().forward(x)
         return Halve.apply(images).unflatten(0, x.shape[:-3])
 
@@ -34,8 +35,9 @@ class AvgPool2d(layer.AvgPool2d):
 
 
 def quicker_by_quarters(images: Tensor) -> bool:
-    """Whether four strided quarters beat torch's pool: on GPUs, and on a CPU for contiguous images."""
-    return images.device.type != "cpu" or images.is_contiguous()
+    """Whether four strided quarters beat torch's pool, and add up as well: on GPUs, and on a CPU for contiguous images."""
+    exact = images.dtype != torch.float16 and images.numel() > 0
+    return exact and (images.device.type != "cpu" or images.is_contiguous())
 
 
 class Halve(torch.autograd.Function):
@@ -53,6 +55,8 @@ class Halve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         quarter = grad * 0.25
+        if is_traced(grad):  # a batch of gradients, which writes into no memory of ours
+            return quarter.repeat_interleave(2, -1).repeat_interleave(2, -2)
         images = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=ctx.layout)
         for row in (0, 1):
             for column in (0, 1):
