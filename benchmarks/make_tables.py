@@ -45,10 +45,13 @@ def section(record: dict[str, Any]) -> str:
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """Read the benchmarks' results in `folder` and below, in the order of the README: as users have the heap, first."""
+    """Read the benchmarks' results in `folder` and below, in the order of the README: as users have the heap, first.
+
+    Other files lie there, too, and results that later ones superseded.
+    """
     files = [json.loads(path.read_text()) for path in sorted(folder.rglob("*.json"))]
     order = list(LAYOUTS)
-    records = [record for record in files if record.get("benchmark") in order]  # others lie there, too
+    records = [record for record in files if record.get("benchmark") in order and not record.get("superseded")]
     return sorted(
         records,
         key=lambda record: (order.index(record["benchmark"]), record["device"] != "cpu", record["heap"].startswith("warm")),
