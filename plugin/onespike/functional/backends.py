@@ -24,12 +24,12 @@ BACKENDS = tuple(KERNELS)
 AUTO_COMPILES_FROM = 2**20
 """Elements of x_seq, T x N x *, from which "auto" takes "inductor" on a CPU.
 
-Measured on 2 cores of an AMD EPYC at T = 5, forward and backward, two threads: "inductor" saves 0.2 ms at 2.5 and at 20 thousand
-elements, 0.7 ms at 100 thousand, 4 ms at 1 million and 15 ms at 4 million. Compiling both functions costs 14 s the first time and
-3 s in later processes, from inductor's cache on disk; all layers of a network share them. At 1 million elements a few thousand
-passes earn the time back; a script of small layers never compiles. The rule looks at the shape alone, so that a run takes the
-same path again when it is resumed, recomputed under checkpointing, or repeated; ask for a backend by name to have it at
-any size.
+Measured on 2 cores of an AMD EPYC at T = 5, forward and backward, two threads: "inductor" saves 0.2 ms at 2.5 and at 20
+thousand elements, 0.7 ms at 100 thousand, 4 ms at 1 million and 15 ms at 4 million. Compiling both functions costs 14 s the
+first time and 3 s in later processes, from inductor's cache on disk; all layers of a network share them. At 1 million elements
+a few thousand passes earn the time back; a script of small layers never compiles. The rule looks at the shape alone, so that a
+run takes the same path again when it is resumed, recomputed under checkpointing, or repeated; ask for a backend by name to have
+it at any size.
 """
 
 AUTO_ON_CUDA = ("cupy", "triton")
