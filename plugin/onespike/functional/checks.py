@@ -105,10 +105,17 @@ def is_traced(x: Tensor) -> bool:
         torch.compiler.is_compiling()
         or type(x) not in (Tensor, Parameter)
         or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or is_transformed(x)
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def is_transformed(x: Tensor) -> bool:
+    """Whether a transform of `torch.func`, a batch of gradients or forward-mode differentiation is at work."""
+    return not torch.compiler.is_compiling() and (
+        torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._functorch.is_legacy_batchedtensor(x)
         or forward_ad._current_level >= 0
-        or torch._C._get_tracing_state() is not None
     )
 
 

@@ -14,7 +14,7 @@ from onespike.functional.checks import (
     check_positive,
     check_threshold,
     extremes,
-    is_traced,
+    is_transformed,
 )
 from onespike.kernels.reference import state_dtype
 
@@ -80,11 +80,11 @@ def spike_time_readout(
     if time_gradient != "full":
         highest = highest.detach()
     windowed = time_gradient in ("threshold", "full")
-    if windowed and not is_traced(x_seq):
+    if windowed and not is_transformed(x_seq):
         spike_time = FirstCrossing.apply(highest, threshold, beta)
     else:
         spike_time = count_below(highest, threshold)
-    if windowed and is_traced(x_seq):  # the same by operators alone, more of them, which torch.func can transform
+    if windowed and is_transformed(x_seq):  # the same by plain operators, more of them, which torch.func can transform
         margin = threshold - highest
         spike_time = add_gradient(spike_time, torch.where(margin.abs() < beta, margin, 0).sum(0))
     if time_gradient == "eq17":
