@@ -10,6 +10,7 @@ the end.
 """
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -287,6 +288,9 @@ def main() -> None:
         run(arguments)
     except EXPECTED as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    if torch.distributed.is_initialized():
+        gc.collect()  # DDP's wrappers, which lie in cycles, hold the process group
+        torch.distributed.destroy_process_group()  # its threads must not outlive the interpreter: that is a SIGABRT
 
 
 if __name__ == "__main__":
