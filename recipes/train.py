@@ -28,10 +28,11 @@ from torch import nn
 from cifar import results as outcome
 from cifar.checkpoint import CheckpointError, Checkpoints, differences, require_one_folder
 from cifar.config import Config, ConfigError, explain, load_config
-from cifar.conversion import choose_thresholds, describe, plain_accuracy, spiking_network
+from cifar.conversion import choose_thresholds, describe, health, plain_accuracy, spiking_network
 from cifar.data import Data, DataError, load_data
 from cifar.graph import GraphError, why_not_recorded
 from cifar.loggers import LoggerError, Loggers, require
+from cifar.loss import distilled, without_images
 from cifar.memory import keep_freed_memory
 from cifar.spent import Spent
 from cifar.termination import Termination
@@ -43,7 +44,20 @@ from onespike.functional.backends import resolve_backend
 from onespike.models import vgg
 from onespike.spikingjelly import HybridCrossEntropyLoss
 
-ANN_SETTINGS = ("dataset", "validation", "crop", "flip", "seed", "model", "width", "hidden", "dropout", "fc_dropout", "ann")
+ANN_SETTINGS = (
+    "dataset",
+    "validation",
+    "crop",
+    "flip",
+    "seed",
+    "model",
+    "width",
+    "hidden",
+    "dropout",
+    "fc_dropout",
+    "init",
+    "ann",
+)
 """What the ANN depends on: runs that agree in them can share it."""
 SAME_NUMBERS = ("cuda_graph",)
 """Settings that a run may change when it goes on."""
@@ -102,13 +116,19 @@ def run(arguments: argparse.Namespace) -> None:
         untrained = spiking_network(ann, conversion, runtime.data, config)
     with spent("snn"):
         network = spiking_network(ann, conversion, runtime.data, config)
+        hybrid = HybridCrossEntropyLoss(label_smoothing=config.snn.label_smoothing)
         stage = Stage(
             "snn",
             config.snn,
-            HybridCrossEntropyLoss(label_smoothing=config.snn.label_smoothing),
-            partial(describe, validation=runtime.data.validation),
+            distilled(hybrid, ann, config.distillation, config.temperature, fabric)
+            if config.distillation
+            else without_images(hybrid),
             Checkpoints(out / "snn", settings),
             lambda history: log(ann_progress.history + history),
+            describe=partial(describe, validation=runtime.data.validation),
+            dead_layers=lambda network: health(network, runtime.data.validation).dead,
+            timesteps=lambda epoch: 1 if epoch < int(config.one_step * config.snn.epochs) else config.T,
+            accuracy=conversion["validation_accuracy"][str(conversion["scale"])],
         )
         snn_progress = Trainer(stage, network, runtime).fit()
     with spent("evaluation"):
@@ -159,11 +179,11 @@ def train_ann(
     """Build and train the ANN, as far as its checkpoints do not hold it already; one of another run must be complete."""
     config, device = runtime.config, runtime.fabric.device
     torch.manual_seed(seed_of(config.seed, "ann", "weights"))
-    sizes = {name: getattr(config, name) for name in ("width", "hidden", "dropout", "fc_dropout")}
+    sizes = {name: getattr(config, name) for name in ("width", "hidden", "dropout", "fc_dropout", "init")}
     ann = vgg(config.model, runtime.data.classes, **sizes)
     ann.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
-    loss = nn.CrossEntropyLoss(label_smoothing=config.ann.label_smoothing)
-    stage = Stage("ann", config.ann, loss, lambda _: {}, checkpoints, log)
+    loss = without_images(nn.CrossEntropyLoss(label_smoothing=config.ann.label_smoothing))
+    stage = Stage("ann", config.ann, loss, checkpoints, log)
     trainer = Trainer(stage, ann, runtime)
     if borrowed and trainer.progress.step < trainer.total:
         taken = f"{trainer.progress.step} of {trainer.total} steps taken"

@@ -33,6 +33,9 @@ class Training:
     accumulate: int = option(1, "parts in which a batch is computed, to save memory")
     optimizer: Literal["sgd", "adam"] = option("sgd", "SGD with Nesterov momentum, or Adam (with decoupled weight decay)")
     lr: float = option(0.01, "learning rate at its highest")
+    relative: bool = option(
+        False, "lr is the share of its threshold by which a step of Adam may move a neuron's current; spiking networks alone"
+    )
     neuron_lr: float = option(1.0, "factor on the learning rate of leaks and thresholds")
     momentum: float = option(0.9, "of SGD; it is Nesterov's, of which the paper says nothing")
     amsgrad: bool = option(False, "of Adam")
@@ -64,6 +67,9 @@ class Config:
     hidden: int = option(4096, "units of its two hidden fully-connected layers")
     dropout: float = option(0.2, "dropout of the ANN after convolutions")
     fc_dropout: float = option(0.5, "dropout of the ANN in the fully-connected head")
+    init: Literal["paper", "fan_in"] = option(
+        "paper", "the ANN's first weights: as the paper's lineage has them, or such that signals keep their size in every layer"
+    )
     ann: Training = option(
         Training(milestones=[120, 160, 180], weight_decay=5e-4), "training of the ANN, by its fields: ann.epochs=..."
     )
@@ -75,6 +81,9 @@ class Config:
     )
     calibration_images: int = option(512, "training images from which thresholds are found")
     calibration_T: int = option(200, "time steps of that calibration")
+    calibration: Literal["percentile", "one_spike"] = option(
+        "percentile", "thresholds: a percentile of each layer's current, or each channel's by the one spike that says most"
+    )
     percentile: float = option(99.7, "of a layer's input current that becomes its threshold")
     threshold_scales: list[float] = option([0.4], "factors on all thresholds; the best on the validation split is taken")
     leak: float = option(1.0, "of every neuron at the start")
@@ -87,6 +96,9 @@ class Config:
     beta: float = option(0.2, "half-width of the spike time's surrogate, as a share of the output threshold")
     time_gradient: Literal["threshold", "full", "off", "eq17"] = option("threshold", "who receives the spike time's gradient")
     snn_dropout: float = option(0.2, "dropout of the SNN, one mask for all steps of an image")
+    one_step: float = option(0.0, "share of the SNN's epochs, the first ones, that train the first time step alone")
+    distillation: float = option(0.0, "weight of the divergence from the ANN's softened logits in the SNN's loss")
+    temperature: float = option(2.0, "by which both logits are divided for it")
     snn: Training = option(
         Training(epochs=150, optimizer="adam", amsgrad=True, lr=1e-4, milestones=[float(e) for e in range(10, 150, 10)]),
         "training of the SNN, by its fields: snn.epochs=...",
@@ -125,9 +137,10 @@ RANGES: dict[str, tuple[str, Any]] = {
         (">= 0", lambda value: value >= 0),
     ),
     "crop": ("in [0, 31]", lambda value: 0 <= value <= 31),
-    **dict.fromkeys(("width", "gamma", "beta", "lr"), ("> 0 and finite", lambda value: 0 < value < inf)),
+    **dict.fromkeys(("width", "gamma", "beta", "lr", "temperature"), ("> 0 and finite", lambda value: 0 < value < inf)),
     **dict.fromkeys(("dropout", "fc_dropout", "snn_dropout", "momentum"), ("in [0, 1)", lambda value: 0 <= value < 1)),
-    **dict.fromkeys(("leak", "decay", "label_smoothing"), ("in [0, 1]", lambda value: 0 <= value <= 1)),
+    **dict.fromkeys(("leak", "decay", "label_smoothing", "one_step"), ("in [0, 1]", lambda value: 0 <= value <= 1)),
+    "distillation": (">= 0 and finite", lambda value: 0 <= value < inf),
     "percentile": ("in (0, 100]", lambda value: 0 < value <= 100),
     "threshold_scales": ("one or more numbers > 0", lambda value: value and all(scale > 0 for scale in value)),
     "milestones": ("rising epochs >= 0", lambda value: value == sorted(value) and all(epoch >= 0 for epoch in value)),
@@ -169,6 +182,13 @@ def load_config(paths: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
     check("", config)
     if config.encoder == "temporal" and config.T == 1:
         raise ConfigError("T must be >= 2 for encoder=temporal, whose first spike comes at t = 2, got 1")
+    if config.encoder == "temporal" and config.one_step:
+        raise ConfigError(f"one_step must be 0 for encoder=temporal, whose first step is empty, got {config.one_step}")
+    if config.ann.relative or (config.snn.relative and config.snn.optimizer != "adam"):
+        raise ConfigError(
+            "relative must be false but for snn.optimizer=adam, got "
+            f"ann.relative={config.ann.relative}, snn.relative={config.snn.relative}, snn.optimizer={config.snn.optimizer}"
+        )
     return config
 
 

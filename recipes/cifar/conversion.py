@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from cifar.checkpoint import require_one_folder
@@ -12,10 +13,12 @@ from cifar.config import Config
 from cifar.data import Data, Split
 from cifar.results import watch, write_json
 from cifar.training import Runtime, accuracy
-from onespike.conversion import SpikingNetwork, calibrate_thresholds, convert
-from onespike.spikingjelly import DirectEncoder, HybridEncoder, SingleSpikeLIFNode
+from onespike.conversion import SpikingNetwork, calibrate_thresholds, convert, fit_one_spike
+from onespike.metrics import NetworkHealth
+from onespike.spikingjelly import DirectEncoder, HybridCrossEntropyLoss, HybridEncoder, SingleSpikeLIFNode
 
 DESCRIBED_IMAGES = 500
+HEALTH_IMAGES = 250
 IMAGES_TIMES_STEPS = 2000
 """What a batch of the plain conversion holds, so that its memory does not grow with T."""
 
@@ -31,8 +34,10 @@ def choose_thresholds(path: Path, ann: nn.Module, runtime: Runtime) -> dict[str,
     if found:
         return json.loads(path.read_text())
     ann.eval()
-    images = calibration_images(data, config)
-    thresholds = calibrate_thresholds(ann, images, percentile=config.percentile, timesteps=config.calibration_T)
+    thresholds = None
+    if config.calibration == "percentile" or config.conversion_images:
+        images = calibration_images(data, config)
+        thresholds = calibrate_thresholds(ann, images, percentile=config.percentile, timesteps=config.calibration_T)
     accuracies = {}
     for scale in config.threshold_scales:
         network = spiking_network(ann, {"thresholds": thresholds, "scale": scale}, data, config)
@@ -54,7 +59,11 @@ def calibration_images(data: Data, config: Config) -> Tensor:
 
 
 def spiking_network(ann: nn.Module, conversion: dict[str, Any], data: Data, config: Config) -> SpikingNetwork:
-    """Convert the ANN into the spiking network of the config."""
+    """Convert the ANN into the spiking network of the config, by a choice of `choose_thresholds`."""
+    images, thresholds, scale = calibration_images(data, config), conversion["thresholds"], conversion["scale"]
+    if config.calibration == "one_spike":
+        ann, thresholds = fit_one_spike(ann, images, threshold_factor=scale)
+        scale = 1.0
     if config.encoder == "direct":
         encoder: nn.Module = DirectEncoder(config.T)
     else:
@@ -73,9 +82,9 @@ def spiking_network(ann: nn.Module, conversion: dict[str, Any], data: Data, conf
     )
     network = convert(
         ann,
-        calibration_images(data, config),
-        threshold_scale=conversion["scale"],
-        thresholds=conversion["thresholds"],
+        images,
+        threshold_scale=scale,
+        thresholds=thresholds,
         leak=config.leak,
         neuron=neuron,
         encoder=encoder,
@@ -103,6 +112,16 @@ def plain_accuracy(ann: nn.Module, conversion: dict[str, Any], runtime: Runtime)
     return accuracy(network, test, runtime.fabric, batch_size)
 
 
+def health(network: SpikingNetwork, validation: Split) -> NetworkHealth:
+    """Watch potentials and gradients of a spiking network over the first validation images; no weight keeps a gradient."""
+    network.eval()
+    x, y = validation.plain(slice(0, HEALTH_IMAGES))
+    first = next(network.body.parameters())
+    with NetworkHealth(network) as seen, torch.enable_grad():
+        torch.autograd.grad(HybridCrossEntropyLoss()(network(x), y), first)
+    return seen
+
+
 def describe(network: SpikingNetwork, validation: Split) -> dict[str, Any]:
     """Return what an epoch's line of the history says about a spiking network."""
     activity = watch(network, validation, DESCRIBED_IMAGES)
@@ -110,6 +129,7 @@ def describe(network: SpikingNetwork, validation: Split) -> dict[str, Any]:
     return {
         "spikes": activity.mean,
         "activity": activity.zeta,
+        **health(network, validation).as_dict(),
         "leak": {name: node.leak.item() for name, node in nodes.items()},
         "threshold": {name: node.v_threshold.item() for name, node in nodes.items()},
         "output_threshold": network.readout.v_threshold.item(),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cifar.config import Training
+from onespike.optim import ADAM_EPS, parameter_groups
 
 STATES = {"sgd": 1, "adam": 3}
 """Numbers that an optimiser keeps for each weight, at most."""
@@ -13,6 +14,13 @@ STATES = {"sgd": 1, "adam": 3}
 
 def make_optimizer(network: nn.Module, settings: Training) -> torch.optim.Optimizer:
     """Return the optimiser: leaks and thresholds, which are single numbers, never decay and have their own learning rate."""
+    if settings.relative:
+        groups = parameter_groups(network, neuron_lr=settings.neuron_lr, lr=1)
+        for group in groups:
+            group["factor"] = group.pop("lr")
+            if group["params"][0].dim() > 1:
+                group["weight_decay"] = settings.weight_decay
+        return torch.optim.AdamW(groups, settings.lr, amsgrad=settings.amsgrad, eps=ADAM_EPS, fused=True)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": settings.weight_decay, "factor": 1.0},

@@ -22,6 +22,7 @@ from cifar.checkpoint import CheckpointError, Checkpoints, require_one_folder
 from cifar.config import Config, Training
 from cifar.data import Data, Epoch, Split
 from cifar.graph import Replayed, capture
+from cifar.loss import Loss
 from cifar.optimizer import STATES, make_optimizer, rate, set_rate
 from cifar.termination import TERMINATED, Termination
 from onespike.spikingjelly import project_net
@@ -30,8 +31,16 @@ LOOK_EVERY = 50
 """Steps between looks at the loss and at other processes' signals on a GPU, where looking makes it wait."""
 
 
+CHECKED_IMAGES = 1000
+"""Validation images by which a network is judged before it is saved in the middle of an epoch."""
+
+
 class TrainingError(RuntimeError):
     """The loss or the weights are no longer finite."""
+
+
+class DeadTrainingError(TrainingError):
+    """The network has fallen back to chance, or no gradient gets through it any more."""
 
 
 @dataclass
@@ -52,18 +61,24 @@ class Stage:
     Attributes:
         name: "ann" or "snn".
         settings: how to train.
-        loss: maps (output, target) to the mean over a batch.
+        loss: maps (output, target, images) to the mean over a batch.
         describe: what else an epoch's line of the history should say about the network.
+        dead_layers: names of the layers through which no gradient gets any more.
+        timesteps: by how many time steps an epoch, counted from 0, trains; None of a network that has none.
+        accuracy: on the validation split before training, in percent; 0 where that is chance.
         checkpoints: where the stage is kept.
         log: is called with the history when it has grown.
     """
 
     name: str
     settings: Training
-    loss: Callable[[Any, Tensor], Tensor]
-    describe: Callable[[Any], dict[str, Any]]
+    loss: Loss
     checkpoints: Checkpoints
     log: Callable[[list[dict[str, Any]]], None]
+    describe: Callable[[Any], dict[str, Any]] = lambda _: {}
+    dead_layers: Callable[[Any], list[str]] = lambda _: []
+    timesteps: Callable[[int], int] | None = None
+    accuracy: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -92,6 +107,7 @@ class Trainer:
 
     Raises:
         TrainingError: loss or weights are not finite; the message names the last good checkpoint.
+        DeadTrainingError: the network can learn no more; it is not saved, and the message names the last good checkpoint.
         CheckpointError: a checkpoint cannot be read or written.
     """
 
@@ -119,6 +135,7 @@ class Trainer:
         self.loss, self.hits = torch.tensor(sums, device=self.fabric.device, dtype=torch.float64)
         self.model, self.optimizer = self.fabric.setup(torch.compile(network) if runtime.config.compile else network, optimizer)
         self.replayed: Replayed | None = None
+        self.trained_timesteps: int | None = None
         self.started = time.monotonic() - self.progress.seconds
         self.saved_at = -math.inf if saved is None else time.monotonic()
 
@@ -132,14 +149,13 @@ class Trainer:
         )
         order: Epoch | None = None
         self.network.train()
-        if self.runtime.recorded:
-            self.replayed = Replayed(self.step, settings.batch_size, partial(capture, self.optimizer.optimizer))
         with bar, self.runtime.termination.deferred():
             self.save_if_due()
             while progress.step < self.total:
                 epoch, position = divmod(progress.step, self.steps_per_epoch)
                 if order is None or position == 0:
                     order = self.draw(epoch)
+                    self.set_timesteps(epoch)
                 first = position * settings.batch_size
                 self.advance(order.take(slice(first, first + settings.batch_size)))
                 bar.update()
@@ -166,6 +182,16 @@ class Trainer:
         generator = torch.Generator().manual_seed(seed_of(config.seed, self.stage.name, "epoch", epoch))
         return Epoch.draw(len(self.data.train), generator, crop=config.crop, flip=config.flip).to(self.fabric.device)
 
+    def set_timesteps(self, epoch: int) -> None:
+        """Make the network ready for an epoch; a recorded step is recorded anew when the time steps change."""
+        T = self.stage.timesteps and self.stage.timesteps(epoch)
+        if T is not None:
+            self.network.T = T
+        if self.runtime.recorded and (self.replayed is None or T not in (None, self.trained_timesteps)):
+            self.replayed = None  # the recording has memory of its own
+            self.replayed = Replayed(self.step, self.stage.settings.batch_size, partial(capture, self.optimizer.optimizer))
+        self.trained_timesteps = T
+
     def advance(self, batch: Epoch) -> None:
         """Take the next optimiser step."""
         stage, settings, step = self.stage, self.stage.settings, self.progress.step
@@ -186,7 +212,7 @@ class Trainer:
             with fabric.no_backward_sync(self.model, enabled=part < settings.accumulate - 1):
                 output = self.model(x)
                 # A share can be empty, and the mean over it is not defined; DDP wants a gradient for every parameter.
-                loss = stage.loss(output, y) if len(y) else sum(tensor.sum() for tensor in parts(output)) * 0
+                loss = stage.loss(output, y, x) if len(y) else sum(tensor.sum() for tensor in parts(output)) * 0
                 # Gradients are averaged over the processes, whatever their shares.
                 fabric.backward(loss * (len(y) * fabric.world_size / len(batch.index)))
             self.loss += loss.detach() * len(y)
@@ -206,6 +232,8 @@ class Trainer:
     def close_epoch(self, epoch: int, seen: int) -> None:
         """Add an epoch, over `seen` images, to the history."""
         stage, settings, fabric = self.stage, self.stage.settings, self.fabric
+        if stage.timesteps is not None:
+            self.network.T = self.runtime.config.T
         entry = {
             "stage": stage.name,
             "epoch": epoch + 1,
@@ -225,6 +253,7 @@ class Trainer:
         except OSError as error:
             lost = f"{error.filename} cannot be written: {error.strerror}"
             raise CheckpointError(f"{lost}; {stage.checkpoints.last()}") from error
+        self.require_alive(entry["validation_accuracy"], len(self.data.validation))
 
     def save_if_due(self) -> None:
         """Save a checkpoint when it is time to; end the process if a signal asked for it."""
@@ -249,6 +278,10 @@ class Trainer:
         if self.saved_step == progress.step:
             return
         self.require_finite_loss()
+        if progress.step % self.steps_per_epoch and progress.step != self.total:  # the end of an epoch was looked at
+            images = self.data.validation.head(CHECKED_IMAGES)
+            self.require_alive(accuracy(self.network, images, self.fabric), len(images))
+            self.network.train()
         broken = [name for name, parameter in self.network.named_parameters() if not parameter.isfinite().all()]
         if broken:
             raise TrainingError(self.not_finite(f"the weights {', '.join(broken)}"))
@@ -268,11 +301,34 @@ class Trainer:
         if not self.loss.isfinite():
             raise TrainingError(self.not_finite(f"the loss of {self.stage.name}"))
 
+    def require_alive(self, found: float, images: int) -> None:
+        """Raise a DeadTrainingError if the network, with this validation accuracy over so many images, will not recover."""
+        stage, step = self.stage, self.progress.step
+        best = max([stage.accuracy, *(entry["validation_accuracy"] for entry in self.progress.history)])
+        reason = None
+        if at_chance(found, self.data.classes, images) and not at_chance(best, self.data.classes, images):
+            reason = f"its validation accuracy is {found:.1f} %, chance, and was {best:.1f} %"
+        if dead := stage.dead_layers(self.network):
+            reason = (
+                f"hardly a potential of layer {', '.join(dead)} is within the surrogate's support: no gradient gets through"
+            )
+        if reason:
+            raise DeadTrainingError(
+                f"{stage.name} can learn no more at step {step}: {reason}; {stage.checkpoints.last()}; begin again with a "
+                f"lower {stage.name}.lr or, for a spiking network, with snn.relative=true and snn.warmup"
+            )
+
     def not_finite(self, what: str) -> str:
         """Say what became NaN or infinite, and what to do."""
         name = self.stage.name
         when = f"{what} became NaN or infinite by step {self.progress.step}"
         return f"{when}: {self.stage.checkpoints.last()}; lower {name}.lr or set {name}.clip"
+
+
+def at_chance(accuracy: float, classes: int, images: int) -> bool:
+    """Whether an accuracy in percent over so many images is no better than guessing: by at most four standard deviations."""
+    guess = 1 / classes
+    return accuracy <= 100 * (guess + 4 * math.sqrt(guess * (1 - guess) / images))
 
 
 def shortened(entry: dict[str, Any]) -> dict[str, str]:

@@ -4,5 +4,6 @@ from onespike.conversion.calibrate import calibrate_thresholds
 from onespike.conversion.chain import ConversionError
 from onespike.conversion.convert import convert
 from onespike.conversion.network import CorruptModelError, SpikingNetwork
+from onespike.conversion.one_spike import fit_one_spike
 
-__all__ = ["ConversionError", "CorruptModelError", "SpikingNetwork", "calibrate_thresholds", "convert"]
+__all__ = ["ConversionError", "CorruptModelError", "SpikingNetwork", "calibrate_thresholds", "convert", "fit_one_spike"]

@@ -2,6 +2,7 @@
 
 from onespike.metrics.activity import SpikingActivity
 from onespike.metrics.energy import TECHNOLOGIES, EnergyReport, energy
+from onespike.metrics.health import LayerHealth, NetworkHealth
 from onespike.metrics.macs import count_macs
 
-__all__ = ["TECHNOLOGIES", "EnergyReport", "SpikingActivity", "count_macs", "energy"]
+__all__ = ["TECHNOLOGIES", "EnergyReport", "LayerHealth", "NetworkHealth", "SpikingActivity", "count_macs", "energy"]

@@ -14,6 +14,7 @@ LAYERS: dict[str, tuple[int | str, ...]] = {
     "vgg16": (64, 64, "A", 128, 128, "A", 256, 256, 256, "A", 512, 512, 512, "A", 512, 512, 512),
 }
 """Output channels of each 3x3 convolution; "A" is a 2x2 average pool."""
+INITS = ("paper", "fan_in")
 
 
 def vgg(
@@ -26,11 +27,12 @@ def vgg(
     hidden: int = 4096,
     dropout: float = 0.2,
     fc_dropout: float = 0.5,
+    init: str = "paper",
 ) -> nn.Sequential:
     """Build an untrained, bias-free VGG.
 
     Every 3x3 convolution (stride 1, padding 1) is followed by a ReLU and then by dropout, or by the pool in its place; the head
-    is Linear - ReLU - Dropout twice and a Linear. Weights start as N(0, 2 / (9 C_out)), those of the head as N(0, 0.01^2).
+    is Linear - ReLU - Dropout twice and a Linear.
 
     Args:
         name: "vgg6", "vgg9", "vgg11" or "vgg16".
@@ -41,15 +43,20 @@ def vgg(
         hidden: units in each of the two hidden fully-connected layers.
         dropout: dropout probability after convolutions.
         fc_dropout: dropout probability in the head.
+        init: first weights. "paper", its lineage's: N(0, 2 / (9 C_out)), in the head N(0, 0.01^2), which leave a deep network
+            logits of some 0.002 and at chance for an epoch; or "fan_in": N(0, 2 / fan_in) throughout (He et al.), by which
+            activations keep their size from layer to layer.
 
     Returns:
         A network mapping images [N, in_channels, image_size, image_size] to logits [N, num_classes].
 
     Raises:
-        ValueError: `name` is unknown, `image_size` does not fit, or a size is below 1.
+        ValueError: `name` or `init` is unknown, `image_size` does not fit, or a size is below 1.
     """
     if name not in LAYERS:
         raise ValueError(f"name must be one of {', '.join(LAYERS)}, got {name!r}")
+    if init not in INITS:
+        raise ValueError(f"init must be one of {', '.join(INITS)}, got {init!r}")
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "hidden": hidden, "width": width}
     for argument, value in sizes.items():
         check_positive(argument, value)
@@ -75,9 +82,16 @@ def vgg(
         features = hidden
     modules.append(nn.Linear(features, num_classes, bias=False))
 
+    initialise(modules, init)
+    return nn.Sequential(*modules)
+
+
+def initialise(modules: list[nn.Module], init: str) -> None:
+    """Draw the first weights of a list of layers."""
     for module in modules:
-        if isinstance(module, nn.Conv2d):
+        if init == "fan_in" and isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        elif isinstance(module, nn.Conv2d):
             nn.init.normal_(module.weight, 0, sqrt(2 / (9 * module.out_channels)))
         elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, 0, 0.01)
-    return nn.Sequential(*modules)

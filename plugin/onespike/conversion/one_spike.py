@@ -1,0 +1,129 @@
+"""Thresholds for spiking networks of few steps: each ReLU's channel by the one spike that says most about it."""
+
+import copy
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from onespike.conversion.calibrate import build_modules
+from onespike.conversion.chain import NEURON, WEIGHTED, ConversionError, check_images, read_chain
+from onespike.functional.checks import check_positive
+
+LOWEST = 0.01
+"""Lowest threshold of a channel, as a share of the layer's largest current: its weights are divided by it."""
+
+
+@torch.no_grad()
+def fit_one_spike(ann: nn.Module, images: Tensor, *, threshold_factor: float = 1.0) -> tuple[nn.Module, dict[str, float]]:
+    """Rescale an ANN's weights, and find thresholds, so that a spike at t = 1 says as much about each ReLU as one bit can.
+
+    `calibrate_thresholds` finds what a neuron needs that spikes at a rate, over many steps. With few steps a neuron has one bit
+    to say whether its ReLU was large, and a threshold that fits the layer leaves most channels always or never above it. Here
+    layer by layer, s being the current that the spikes of the layers before give at t = 1, and a the ANN's activation:
+
+        v_c = argmax_v Cov(a_c, 1[s_c > v])^2 / Var 1[s_c > v]      what explains most of the variance of channel c
+        g_c = E[a_c | s_c > v_c] - E[a_c | s_c <= v_c]              what a spike stands for
+        V = median of v_c;    rows of W: times V / v_c;    columns of the next W: times g_c
+
+    A spike is 1, and a layer has one threshold, so both factors go into the weights: currents and logits keep the unit of the
+    ANN's. What a spike cannot say, the mean, is left to the next thresholds.
+
+        fitted, thresholds = fit_one_spike(ann, images)
+        network = convert(fitted, images, thresholds=thresholds, threshold_scale=1.0)
+
+    Args:
+        ann: a bias-free feed-forward ANN; used in eval mode, left unchanged.
+        images: training images, [N, *], as the ANN takes them: one value of each channel, at least, must differ. All at once:
+            for each value of the largest layer some 40 bytes are held (512 images and VGG-16: 1.3 GiB).
+        threshold_factor: on every v_c: above 1 for fewer spikes, below for more.
+
+    Returns:
+        A copy of the ANN to convert in its place, which as an ANN computes nothing of use, and path of each ReLU -> threshold.
+
+    Raises:
+        ConversionError: the ANN cannot be converted, or a layer gets no positive current.
+        TypeError, ValueError: an argument leaves its range.
+    """
+    check_positive("threshold_factor", threshold_factor)
+    layers, weights = read_chain(ann)
+    check_images(layers, images)
+    if len(images) < 2:
+        raise ValueError(f"images must hold at least two images, got shape {tuple(images.shape)}")
+    modules = build_modules(layers, weights)
+    for module in modules.values():
+        module.eval()
+        module.step_mode = "s"  # type: ignore[assignment]
+    activation = current = images.to(next(iter(weights.values())).device)
+    weighted = [layer.name for layer in layers if layer.kind in WEIGHTED]
+    following = dict(pairwise(weighted))
+    factors = {name: torch.ones_like(weight) for name, weight in weights.items()}
+    thresholds: dict[str, float] = {}
+    source = ""
+    for layer in layers:
+        if layer.kind != NEURON:
+            source = layer.name if layer.kind in WEIGHTED else source
+            activation, current = modules[layer.name](activation), modules[layer.name](current)
+            continue
+        activation = F.relu(activation)
+        try:
+            v_threshold, gain = best_bits(by_channel(current), by_channel(activation), threshold_factor)
+        except ValueError as error:
+            raise ConversionError(f"{layer.name}: {error}: train the ANN further") from error
+        thresholds[layer.name] = v_threshold.median().item()
+        factors[source] *= (thresholds[layer.name] / v_threshold).view(-1, *[1] * (factors[source].dim() - 1))
+        scale_columns(factors[following[source]], modules[following[source]], gain)
+        shape = (1, -1, *[1] * (current.dim() - 2))
+        current = (current > v_threshold.view(shape)).to(current.dtype) * gain.view(shape)
+    fitted = copy.deepcopy(ann)
+    for name, factor in factors.items():
+        fitted.get_parameter(f"{name}.weight").mul_(factor)
+    return fitted, thresholds
+
+
+def by_channel(x: Tensor) -> Tensor:
+    """Return [N, C, *] as [C, values of each]."""
+    return x.transpose(0, 1).reshape(x.shape[1], -1)
+
+
+def best_bits(current: Tensor, activation: Tensor, threshold_factor: float) -> tuple[Tensor, Tensor]:
+    """Return for each row the threshold on its currents whose bit says most about the activation, and what that stands for.
+
+    Args:
+        current, activation: [C, n].
+        threshold_factor: on every threshold.
+
+    Returns:
+        Thresholds > 0 and gains, each [C]; of channels that no threshold divides, the median of the others.
+
+    Raises:
+        ValueError: no threshold divides any channel.
+    """
+    falling, order = current.sort(dim=1, descending=True)
+    sums = activation.gather(1, order).cumsum(1, dtype=torch.float64)
+    n = current.shape[1]
+    above = torch.arange(1, n, device=current.device)  # how many lie above each gap
+    explained = (sums[:, :-1] - above / n * sums[:, -1:]).square() / (above * (1 - above / n))
+    allowed = (falling[:, 1:] > LOWEST * falling[:, :1].max()) & (falling[:, 1:] < falling[:, :-1])
+    best = torch.where(allowed, explained, -1.0).argmax(1, keepdim=True)
+    # Half-way between two currents: a rounding of the rescaled weights moves no spike.
+    v_threshold = threshold_factor * (falling.gather(1, best) + falling.gather(1, best + 1)) / 2
+    spikes = current > v_threshold
+    fired = spikes.sum(1)
+    gain = (activation * spikes).sum(1) / fired - (activation * ~spikes).sum(1) / (n - fired)
+    divided = allowed.any(1) & (gain > 0)  # NaN, where the factor left no spike, is not above 0
+    if not divided.any():
+        raise ValueError("no threshold divides its currents on these images")
+    return (
+        torch.where(divided, v_threshold[:, 0], v_threshold[divided].median()),
+        torch.where(divided, gain, gain[divided].median()),
+    )
+
+
+def scale_columns(factor: Tensor, module: nn.Module, gain: Tensor) -> None:
+    """Multiply the factors on the weight that follows, [out, in / groups, *], by the gain [C] of the channel that each sees."""
+    groups = getattr(module, "groups", 1)
+    grouped = factor.view(groups, factor.shape[0] // groups, *factor.shape[1:])
+    values = gain.repeat_interleave(groups * factor.shape[1] // len(gain))  # Flatten puts a channel's values side by side
+    grouped *= values.view(groups, 1, -1, *[1] * (factor.dim() - 2))

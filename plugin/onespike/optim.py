@@ -1,0 +1,78 @@
+"""Learning rates in the unit that a spiking network has of its own: the firing threshold."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from onespike.functional.checks import check_positive
+
+ADAM_EPS = 1e-16
+"""Adam's `eps` for a deep network: its default of 1e-8 is above the gradients of the first layers, which would stand still."""
+LEAKS = ("leak", "beta")
+LEAK_UNIT = 0.1
+"""By how much a leak counts as moved that a threshold moved by itself would: leaks lie in [0, 1], most close to 1."""
+
+
+def parameter_groups(network: nn.Module, lr: float = 0.3, *, neuron_lr: float = 0.01) -> list[dict[str, Any]]:
+    """Return groups for Adam, so that a step moves a neuron's current by about a share `lr` of its threshold at most.
+
+    Adam moves every weight by its learning rate, whatever the gradient, and at first all weights of a neuron in the same
+    direction, since spikes are never negative. A current is a sum over `fan_in` weights, so one rate for all moves it by
+    rate * fan_in, and where that is much of a threshold whole layers leave the surrogate's support within a few steps: they
+    fall silent from the last to the first, and nothing brings them back. So the weights of layer l, in front of a threshold
+    V_l, get
+
+        lr_l = lr * V_l / fan_in_l,    a threshold lr * neuron_lr * V,    a leak lr * neuron_lr / 10,
+
+    by the thresholds as they are now. No group has weight decay.
+
+        optimizer = torch.optim.Adam(parameter_groups(network), eps=ADAM_EPS)
+
+    Leave Adam's `amsgrad` off, and let the rate rise over the first tenth of the steps.
+
+    Args:
+        network: any module with single-spike neurons of either host, whose layers are registered in forward order: a weight
+            belongs to the neuron or readout that is registered next. One behind the last threshold gets the last threshold.
+        lr: share of a threshold, > 0.
+        neuron_lr: factor for thresholds, leaks, and what else there is with one dimension or none (biases), > 0.
+
+    Returns:
+        One group for each parameter that requires gradients, with "lr" and "weight_decay" set.
+
+    Raises:
+        ValueError: an argument leaves its range, or the network has no threshold.
+    """
+    check_positive("lr", lr)
+    check_positive("neuron_lr", neuron_lr)
+    found: list[tuple[str, nn.Parameter, float]] = []
+    waiting: list[tuple[str, nn.Parameter]] = []
+    unit: float | None = None
+    for module in network.modules():
+        own = [(name, p) for name, p in module.named_parameters(recurse=False)]
+        threshold = threshold_of(module)
+        if threshold is None:
+            waiting += own
+            continue
+        unit = threshold
+        found += [(name, p, unit) for name, p in [*waiting, *own]]
+        waiting = []
+    if unit is None:
+        raise ValueError(f"network must hold neurons with a threshold, got {type(network).__name__} without any")
+    found += [(name, p, unit) for name, p in waiting]
+    groups: dict[nn.Parameter, dict[str, Any]] = {}
+    for name, parameter, threshold in found:
+        if parameter.dim() > 1:
+            rate = threshold / parameter[0].numel()
+        else:
+            rate = neuron_lr * (LEAK_UNIT if name in LEAKS else threshold)
+        if parameter.requires_grad:
+            groups.setdefault(parameter, {"params": [parameter], "lr": lr * rate, "weight_decay": 0.0})
+    return list(groups.values())
+
+
+def threshold_of(module: nn.Module) -> float | None:
+    """Return the mean threshold of a neuron or readout, ours or a host's; None of any other module."""
+    threshold = getattr(module, "v_threshold", getattr(module, "threshold", None))
+    if isinstance(threshold, Tensor):
+        return float(threshold.detach().mean())
+    return getattr(module, "v_threshold", None)
