@@ -21,11 +21,13 @@ from torch import nn
 from cifar.config import Training, load_config
 from cifar.conversion import choose_thresholds
 from cifar.data import load_data
+from cifar.loss import distilled
 from cifar.optimizer import make_optimizer, rate
 from cifar.spent import joules_used
 from cifar.termination import Termination
-from cifar.training import Trainer
+from cifar.training import Trainer, at_chance
 from onespike.conversion import SpikingNetwork
+from onespike.functional import Readout
 from onespike.models import vgg
 
 
@@ -425,3 +427,118 @@ def test_a_killed_process_ends_the_job_and_the_run_goes_on(tmp_path):
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
     assert outcome(tmp_path) == outcome(tmp_path.parent / "whole")
+
+
+GROWN = ["calibration=one_spike", "threshold_scales=[1.0]", "one_step=0.5", "distillation=1", "snn.relative=true", "snn.lr=0.3"]
+GROWN += ["snn.optimizer=adam", "snn.neuron_lr=0.01", "snn.warmup=0.2", "init=fan_in"]
+
+
+def test_a_run_goes_on_where_its_steps_grow(monkeypatch, tmp_path):
+    """From the last step with T = 1: 13 steps make an epoch, the second one has T = 5."""
+    settings = ["--save-every", 0, "--set", *SHORT, *GROWN]
+    train(monkeypatch, DIGITS, "--out", tmp_path / "whole", *settings)
+    advance, seen = Trainer.advance, []
+
+    def stop(trainer, batch):
+        seen.append((trainer.stage.name, trainer.progress.step, getattr(trainer.network, "T", None)))
+        if seen[-1][:2] == ("snn", 13) and len(seen) == 40:
+            raise KeyboardInterrupt
+        advance(trainer, batch)
+
+    monkeypatch.setattr(Trainer, "advance", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(monkeypatch, DIGITS, "--out", tmp_path / "parts", *settings)
+    train(monkeypatch, DIGITS, "--out", tmp_path / "parts", "--resume", *settings)
+    assert {T for name, step, T in seen if name == "snn" and step < 13} == {1}
+    assert {T for name, step, T in seen if name == "snn" and step >= 13} == {5}
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+    entry = outcome(tmp_path / "whole")[2][-1]
+    assert all(0 < share <= 1 for share in entry["support"].values())
+    assert all(gradient > 0 for gradient in entry["gradient"].values())
+
+
+def test_two_processes_grow_their_steps_as_one(monkeypatch, tmp_path):
+    settings = ["--set", *SHORT, *GROWN, "snn.max_steps=14", "snn_dropout=0", "dropout=0", "fc_dropout=0", "ann.epochs=1"]
+    train(monkeypatch, DIGITS, "--out", tmp_path / "one", "--device", "cpu", *settings)
+    process = torchrun(tmp_path / "two", *settings)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    losses = [[entry["loss"] for entry in outcome(tmp_path / name)[2]] for name in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02), "rounding moves spikes"
+
+
+LEARNT = [*SHORT, "ann.epochs=6", "width=0.1", "init=fan_in"]
+
+
+@pytest.fixture(scope="module")
+def trained_ann(tmp_path_factory):
+    """A run whose ANN tells digits apart."""
+    folder = tmp_path_factory.mktemp("ann")
+    command = [
+        sys.executable,
+        RECIPES / "train.py",
+        DIGITS,
+        "--out",
+        folder,
+        "--device",
+        "cpu",
+        "--set",
+        *LEARNT,
+        "snn.max_steps=0",
+    ]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert outcome(folder)[1]["converted"]["accuracy"]["potential"] > 25
+    return folder
+
+
+def test_distillation_pulls_towards_the_ann(monkeypatch, trained_ann, tmp_path):
+    losses = []
+    for weight, temperature in ((0, 2), (1, 2), (2, 2), (1, 4)):
+        folder = tmp_path / f"{weight}-{temperature}"
+        settings = [*LEARNT, "snn.max_steps=1", "snn_dropout=0", f"distillation={weight}", f"temperature={temperature}"]
+        train(monkeypatch, DIGITS, "--out", folder, "--ann", trained_ann, "--set", *settings)
+        losses.append(outcome(folder)[2][-1]["loss"])
+    plain, once, twice, softer = losses
+    assert once - plain > 0.01
+    assert twice - plain == pytest.approx(2 * (once - plain), rel=1e-4)
+    assert softer != pytest.approx(once, rel=1e-4)
+
+
+def test_the_divergence_is_the_textbooks():
+    torch.manual_seed(0)
+    images, target, potential = torch.randn(6, 4), torch.arange(6) % 3, torch.randn(6, 3)
+    teacher = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5))
+    loss = distilled(lambda output, _: output.potential.sum(), teacher, 0.7, 3.0, Fabric(accelerator="cpu"))
+    found = loss(Readout(potential, potential), target, images).item()
+    p, q = (values.div(3).softmax(1).double() for values in (teacher[0](images), potential))
+    expected = potential.sum().item() + 0.7 * 9 * (p * (p / q).log()).sum(1).mean().item()
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_dead_training_is_stopped(monkeypatch, trained_ann, tmp_path):
+    settings = [*LEARNT, "snn.epochs=9", "snn.lr=0.3"]
+    arguments = [DIGITS, "--ann", trained_ann, "--out", tmp_path, "--set", *settings]
+    with pytest.raises(SystemExit, match=r"snn can learn no more at step 13: .*step-00000000.* is the last good.*lower snn.lr"):
+        train(monkeypatch, *arguments)
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 7, "the epoch that it died in is on record"
+    assert [path.name[:13] for path in (tmp_path / "snn").iterdir()] == ["step-00000000"]
+    with pytest.raises(SystemExit, match="snn can learn no more at step 1: hardly a potential of layer"):
+        train(monkeypatch, *arguments[: -len(settings)], *settings, "--save-every", 0, "--resume")
+
+
+@pytest.mark.parametrize(
+    ("percent", "classes", "images", "guessing"),
+    [
+        (10.0, 10, 5000, True), (11.6, 10, 5000, True), (11.8, 10, 5000, False),
+        (13.0, 10, 100, True), (1.5, 100, 5000, True), (2.0, 100, 5000, False),
+    ],
+)  # fmt: skip
+def test_chance(percent, classes, images, guessing):
+    assert at_chance(percent, classes, images) is guessing
+
+
+def test_a_network_that_starts_at_chance_may_train(monkeypatch, tmp_path):
+    """As deep ones do for an epoch, and as networks do whose scale is 0.2: only a fall is a fault."""
+    train(monkeypatch, DIGITS, "--out", tmp_path, "--set", *SHORT, "ann.lr=1e-6", "snn.lr=1e-6")
+    assert max(entry["validation_accuracy"] for entry in outcome(tmp_path)[2]) < 25

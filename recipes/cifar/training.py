@@ -244,7 +244,6 @@ class Trainer:
             **stage.describe(self.network),
             "seconds": time.monotonic() - self.started,
         }
-        self.network.train()
         self.loss.zero_()
         self.hits.zero_()
         self.progress.history.append(entry)
@@ -254,6 +253,7 @@ class Trainer:
             lost = f"{error.filename} cannot be written: {error.strerror}"
             raise CheckpointError(f"{lost}; {stage.checkpoints.last()}") from error
         self.require_alive(entry["validation_accuracy"], len(self.data.validation))
+        self.network.train()
 
     def save_if_due(self) -> None:
         """Save a checkpoint when it is time to; end the process if a signal asked for it."""
