@@ -14,9 +14,11 @@ import gc
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from cifar.conversion import choose_thresholds, describe, health, plain_accuracy
 from cifar.data import Data, DataError, load_data
 from cifar.graph import GraphError, why_not_recorded
 from cifar.loggers import LoggerError, Loggers, require
-from cifar.loss import distilled, without_images
+from cifar.loss import Loss, distilled, without_images
 from cifar.memory import keep_freed_memory
 from cifar.spent import Spent
 from cifar.termination import Termination
@@ -44,6 +46,7 @@ from onespike.functional.backends import resolve_backend
 from onespike.models import vgg
 from onespike.spikingjelly import HybridCrossEntropyLoss
 
+STARTED = time.monotonic()
 ANN_SETTINGS = (
     "dataset",
     "validation",
@@ -75,11 +78,11 @@ EXPECTED = (
 """What can go wrong and says all that its user needs to know; anything else shows where it happened."""
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:  # noqa: PLR0915  (the pipeline, in its order)
     """Carry out the stages, each from where it was left."""
     require(tensorboard=arguments.tensorboard, wandb=arguments.wandb)
     config = load_config(arguments.config, arguments.set)
-    settings = {name: value for name, value in outcome.flat(asdict(config)).items() if name not in SAME_NUMBERS}
+    settings = identity_of(config)
     name = "-".join(path.stem for path in arguments.config)
     out: Path = arguments.out or Path("runs") / name
     fabric = make_fabric(arguments.device, config)
@@ -93,13 +96,17 @@ def run(arguments: argparse.Namespace) -> None:
         fabric.print(outcome.table(json.loads(finished.read_text())["results"], config))
         return
     ann_kept = ann_checkpoints(arguments.ann, out, settings)
+    began = time.monotonic()
     data = load_in_turn(config, arguments.data_root, fabric)
+    loading = time.monotonic() - began
     if fabric.is_global_zero:
         claim(out, settings)
     fabric.barrier()
     if not_recorded and config.cuda_graph == "auto":
         fabric.print(f"training steps are launched kernel by kernel: {not_recorded}")
-    runtime = Runtime(config, data, fabric, Termination(), arguments.save_every, recorded=not_recorded is None)
+    fabric.print(f"ready after {time.monotonic() - STARTED:.1f} s, the images loaded in {loading:.1f} s of them")
+    until = {name: STARTED + 60 * minutes for name, minutes in arguments.until}
+    runtime = Runtime(config, data, fabric, Termination(), arguments.save_every, not_recorded is None, until)
     loggers = (
         Loggers(out, settings, tensorboard=arguments.tensorboard, wandb=arguments.wandb) if fabric.is_global_zero else None
     )
@@ -116,20 +123,10 @@ def run(arguments: argparse.Namespace) -> None:
         untrained = spiking_network(ann, conversion, runtime.data, config)
     with spent("snn"):
         network = spiking_network(ann, conversion, runtime.data, config)
-        hybrid = HybridCrossEntropyLoss(label_smoothing=config.snn.label_smoothing)
-        stage = Stage(
-            "snn",
-            config.snn,
-            distilled(hybrid, ann, config.distillation, config.temperature, fabric)
-            if config.distillation
-            else without_images(hybrid),
-            Checkpoints(out / "snn", settings),
-            lambda history: log(ann_progress.history + history),
-            describe=partial(describe, validation=runtime.data.validation),
-            dead_layers=lambda network: health(network, runtime.data.validation).dead,
-            timesteps=lambda epoch: 1 if epoch < int(config.one_step * config.snn.epochs) else config.T,
-            accuracy=conversion["validation_accuracy"][str(conversion["scale"])],
-        )
+        if arguments.start is not None:
+            start_from(arguments.start, network)
+        checkpoints = Checkpoints(out / "snn", settings)
+        stage = snn_stage(ann, conversion, runtime, checkpoints, lambda history: log(ann_progress.history + history))
         snn_progress = Trainer(stage, network, runtime).fit()
     with spent("evaluation"):
         results = evaluate(out / "results.json", ann, conversion, untrained, network, runtime)
@@ -137,16 +134,11 @@ def run(arguments: argparse.Namespace) -> None:
         return
 
     network.to(memory_format=torch.contiguous_format).save(out / "model")
-    outcome.draw(out, network, runtime.data.test, results, ann_progress.history + snn_progress.history)
-    metrics = {
-        "name": name,
-        "config": asdict(config),
-        "results": results,
-        "threshold_scale": conversion["scale"],
-        "seconds": {**spent.seconds, "ann": ann_progress.seconds, "snn": snn_progress.seconds},
-        "joules": spent.joules,
-        "provenance": outcome.provenance(fabric),
-    }
+    outcome.draw(out, network, data.test, results, ann_progress.history + snn_progress.history)
+    seconds = {**spent.seconds, "ann": ann_progress.seconds, "snn": snn_progress.seconds}
+    about = {"name": name, "config": asdict(config), "threshold_scale": conversion["scale"]}
+    cost = {"seconds": seconds, "joules": spent.joules, "provenance": outcome.provenance(fabric)}
+    metrics = {**about, "results": results, **cost}
     write_atomically(out / "model" / "README.md", outcome.model_card(metrics).encode())
     outcome.write_json(finished, metrics)
     loggers.close()
@@ -177,18 +169,60 @@ def train_ann(
     checkpoints: Checkpoints, runtime: Runtime, log: Callable[[list[dict[str, Any]]], None], *, borrowed: bool
 ) -> tuple[nn.Sequential, Progress]:
     """Build and train the ANN, as far as its checkpoints do not hold it already; one of another run must be complete."""
-    config, device = runtime.config, runtime.fabric.device
-    torch.manual_seed(seed_of(config.seed, "ann", "weights"))
-    sizes = {name: getattr(config, name) for name in ("width", "hidden", "dropout", "fc_dropout", "init")}
-    ann = vgg(config.model, runtime.data.classes, **sizes)
-    ann.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
-    loss = without_images(nn.CrossEntropyLoss(label_smoothing=config.ann.label_smoothing))
-    stage = Stage("ann", config.ann, loss, checkpoints, log)
+    ann = new_ann(runtime.config, runtime.data.classes, runtime.fabric.device)
+    stage = Stage("ann", runtime.config.ann, ann_loss(runtime.config), checkpoints, log)
     trainer = Trainer(stage, ann, runtime)
     if borrowed and trainer.progress.step < trainer.total:
         taken = f"{trainer.progress.step} of {trainer.total} steps taken"
         raise CheckpointError(f"--ann must name a run whose ANN is trained, got {checkpoints.folder} with {taken}")
     return ann, trainer.fit()
+
+
+def new_ann(config: Config, classes: int, device: torch.device) -> nn.Sequential:
+    """Build the ANN, untrained."""
+    torch.manual_seed(seed_of(config.seed, "ann", "weights"))
+    sizes = {name: getattr(config, name) for name in ("width", "hidden", "dropout", "fc_dropout", "init")}
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    return vgg(config.model, classes, **sizes).to(device, memory_format=layout)  # type: ignore[call-overload]
+
+
+def ann_loss(config: Config) -> Loss:
+    """Return what the ANN minimises."""
+    return without_images(nn.CrossEntropyLoss(label_smoothing=config.ann.label_smoothing))
+
+
+def snn_stage(
+    ann: nn.Module,
+    conversion: dict[str, Any],
+    runtime: Runtime,
+    checkpoints: Checkpoints,
+    log: Callable[[list[dict[str, Any]]], None],
+) -> Stage:
+    """Say how the spiking network is trained."""
+    config, validation = runtime.config, runtime.data.validation
+    hybrid = HybridCrossEntropyLoss(label_smoothing=config.snn.label_smoothing)
+    loss = without_images(hybrid)
+    if config.distillation:
+        loss = distilled(hybrid, ann, config.distillation, config.temperature, runtime.fabric)
+    return Stage(
+        "snn",
+        config.snn,
+        loss,
+        checkpoints,
+        log,
+        describe=partial(describe, validation=validation),
+        dead_layers=lambda network: health(network, validation).dead,
+        timesteps=lambda epoch: 1 if epoch < round(config.one_step * config.snn.epochs) else config.T,
+        accuracy=conversion["validation_accuracy"][str(conversion["scale"])],
+    )
+
+
+def start_from(folder: Path, network: SpikingNetwork) -> None:
+    """Give the network the weights, leaks and thresholds of a saved one."""
+    try:
+        network.load_state_dict(SpikingNetwork.load(folder).state_dict())
+    except RuntimeError as error:
+        raise CheckpointError(f"--start must be a network of the same layers, got {folder}: {error}") from error
 
 
 def evaluate(
@@ -213,6 +247,16 @@ def evaluate(
     if fabric.is_global_zero:
         outcome.write_json(path, results)
     return results
+
+
+def identity_of(config: Config) -> dict[str, Any]:
+    """Return the settings that a run's numbers depend on, by dotted name."""
+    return identity_of_settings(outcome.flat(asdict(config)))
+
+
+def identity_of_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Leave out of a config's settings those that change no number."""
+    return {name: value for name, value in settings.items() if name not in SAME_NUMBERS}
 
 
 def make_fabric(device: str, config: Config) -> Fabric:
@@ -280,6 +324,18 @@ def claim(out: Path, settings: dict[str, Any]) -> None:
     write_atomically(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)).encode())
 
 
+def minutes_of_a_stage(text: str) -> tuple[str, float]:
+    """Read STAGE=MINUTES."""
+    name, _, number = text.partition("=")
+    try:
+        minutes = float(number)
+    except ValueError:
+        minutes = nan
+    if name not in ("ann", "snn") or not 0 <= minutes < inf:
+        raise argparse.ArgumentTypeError(f"must be ann=MINUTES or snn=MINUTES, MINUTES >= 0, got {text!r}")
+    return name, minutes
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=explain(), formatter_class=argparse.RawDescriptionHelpFormatter
@@ -292,9 +348,20 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder for results (default: runs/ and the configs' names)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
     parser.add_argument("--ann", type=Path, metavar="RUN", help="take the ANN that another run trained by the same settings")
+    parser.add_argument(
+        "--start", type=Path, metavar="MODEL", help="let the SNN start from a saved one, such as the model/ of another run"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when there is one")
     parser.add_argument(
         "--save-every", type=float, default=300, metavar="SECONDS", help="between checkpoints (default %(default)s)"
+    )
+    parser.add_argument(
+        "--until",
+        nargs="+",
+        type=minutes_of_a_stage,
+        default=[],
+        metavar="STAGE=MINUTES",
+        help="end ann or snn so many minutes after the start, wherever it is, and go on with what it has learnt",
     )
     parser.add_argument("--tensorboard", action="store_true", help="also log for TensorBoard")
     parser.add_argument("--wandb", metavar="PROJECT", help="also log to this project at Weights & Biases")

@@ -49,6 +49,7 @@ def test_imports_only_go_down():
         "kernels": 0,
         "functional": 1,
         "swap": 1,
+        "optim": 2,
         "spikingjelly": 2,
         "snntorch": 2,
         "models": 2,

@@ -150,7 +150,8 @@ RANGES: dict[str, tuple[str, Any]] = {
 def load_config(paths: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
     """Read config files, each on top of those before it, and the key=value pairs on top of all.
 
-    A file names only what differs from the defaults; its key `base` names a file beside it to start from.
+    A file names only what differs from the defaults; its key `base` names one or more files beside it to start from, each on
+    top of those before it.
 
     Args:
         paths: YAML files.
@@ -192,25 +193,21 @@ def load_config(paths: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
     return config
 
 
-def read_files(path: Path) -> list[tuple[str, DictConfig]]:
-    """Return a file's settings after those of the files that it is based on."""
-    layers: list[tuple[str, DictConfig]] = []
-    following: Path | None = path
-    while following is not None:
-        try:
-            layer = OmegaConf.load(following)
-        except OSError as error:
-            raise ConfigError(f"{following} cannot be read: {error.strerror}") from error
-        except Exception as error:  # YAML's errors have no common base that OmegaConf exports
-            raise ConfigError(f"{following} is not YAML: {error}") from error
-        if not isinstance(layer, DictConfig):
-            raise ConfigError(f"{following} must hold settings by name, got a {type(layer).__name__}")
-        if any(name == str(following) for name, _ in layers):
-            raise ConfigError(f"{following} is based on itself")
-        layers.insert(0, (str(following), layer))
-        base = layer.pop("base", None)
-        following = following.parent / base if base else None
-    return layers
+def read_files(path: Path, based: tuple[Path, ...] = ()) -> list[tuple[str, DictConfig]]:
+    """Return a file's settings after those of the files that it, and those in `based`, are based on."""
+    if path in based:
+        raise ConfigError(f"{path} is based on itself")
+    try:
+        layer = OmegaConf.load(path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except Exception as error:  # YAML's errors have no common base that OmegaConf exports
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(layer, DictConfig):
+        raise ConfigError(f"{path} must hold settings by name, got a {type(layer).__name__}")
+    bases = layer.pop("base", None) or []
+    names = [bases] if isinstance(bases, str) else list(bases)
+    return [below for name in names for below in read_files(path.parent / name, (*based, path))] + [(str(path), layer)]
 
 
 def suggestion(key: str) -> str:

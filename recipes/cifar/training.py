@@ -52,6 +52,7 @@ class Progress:
     loss: float = 0.0  # sums over the images of the running epoch
     hits: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
+    cut: bool = False  # ended before its last epoch, when its time was up
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Runtime:
         termination: SIGTERM's handler; while a network is trained the signal saves a checkpoint and ends the process.
         save_every: seconds between checkpoints, beside the first, the last and that of a signal.
         recorded: replay steps as a CUDA graph.
+        until: name of a stage -> time.monotonic() at which it ends, wherever it is.
     """
 
     config: Config
@@ -100,6 +102,7 @@ class Runtime:
     termination: Termination
     save_every: float
     recorded: bool
+    until: dict[str, float] = field(default_factory=dict)
 
 
 class Trainer:
@@ -130,6 +133,7 @@ class Trainer:
             optimizer.load_state_dict(saved["optimizer"])
             self.progress = Progress(**saved["progress"])
             self.saved_step = self.progress.step
+            self.total = self.progress.step if self.progress.cut else self.total
         require_one_folder(self.fabric, f"the step of {stage.name}", self.saved_step)
         sums = [self.progress.loss, self.progress.hits] if self.fabric.is_global_zero else [0, 0]
         self.loss, self.hits = torch.tensor(sums, device=self.fabric.device, dtype=torch.float64)
@@ -159,6 +163,7 @@ class Trainer:
                 first = position * settings.batch_size
                 self.advance(order.take(slice(first, first + settings.batch_size)))
                 bar.update()
+                self.cut_if_late()
                 if position == self.steps_per_epoch - 1 or progress.step == self.total:
                     self.close_epoch(epoch, min(first + settings.batch_size, len(self.data.train)))
                     bar.set_postfix(shortened(progress.history[-1]))
@@ -254,6 +259,15 @@ class Trainer:
             raise CheckpointError(f"{lost}; {stage.checkpoints.last()}") from error
         self.require_alive(entry["validation_accuracy"], len(self.data.validation))
         self.network.train()
+
+    def cut_if_late(self) -> None:
+        """Make this step the last one if the stage's time is up."""
+        until = self.runtime.until.get(self.stage.name)
+        if until is None or not self.looks() or self.progress.step == self.total:
+            return
+        late = torch.tensor(float(time.monotonic() > until), device=self.fabric.device)
+        if self.fabric.all_reduce(late, reduce_op="sum") > 0:
+            self.total, self.progress.cut = self.progress.step, True
 
     def save_if_due(self) -> None:
         """Save a checkpoint when it is time to; end the process if a signal asked for it."""

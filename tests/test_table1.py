@@ -1,0 +1,186 @@
+"""Table I within a time limit, and networks that travel in pieces."""
+
+import json
+import runpy
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from recipe_runs import CONFIGS, RECIPES
+
+import table1
+from cifar.measure import Times
+from cifar.pieces import PieceError, read_pieces, write_pieces
+from onespike.conversion import SpikingNetwork
+
+TINY = f"""
+base: {CONFIGS}/short.yaml
+dataset: digits
+validation: 137
+flip: false
+model: vgg6
+width: 0.1
+hidden: 32
+dropout: 0.0
+fc_dropout: 0.0
+backend: torch
+conversion_images: 0
+calibration_images: 64
+activity_images: 20
+"""
+MINUTES = 1.2
+
+
+@pytest.fixture
+def state():
+    torch.manual_seed(0)
+    return {"a.weight": torch.randn(50, 30), "b.weight": torch.randn(7, 3, 3, 3), "leak": torch.tensor(0.9871234)}
+
+
+ABOUT = {"row": "cifar10_vgg6", "stage": "snn", "network": {"width": 1.0}}
+
+
+def test_pieces_give_back_a_network(state, tmp_path):
+    paths = write_pieces(tmp_path / "net", state, ABOUT, piece_mb=0.002)
+    assert len(paths) == 3
+    assert all(path.stat().st_size <= 2000 for path in paths)
+    [(about, found)] = read_pieces(paths[::-1])
+    assert about == ABOUT
+    assert found.keys() == state.keys()
+    assert found["leak"].item() == state["leak"].item(), "single numbers are not rounded"
+    for name, tensor in state.items():
+        assert found[name].dtype == torch.float32
+        assert torch.equal(found[name], tensor.half().float() if tensor.dim() else tensor)
+
+
+def test_pieces_of_several_networks_are_told_apart(state, tmp_path):
+    one = write_pieces(tmp_path / "one", state, ABOUT, piece_mb=0.002)
+    other = write_pieces(tmp_path / "other", {**state, "leak": torch.tensor(1.0)}, ABOUT)
+    found = read_pieces([*one, *other])
+    assert sorted(network["leak"].item() for _, network in found) == [pytest.approx(0.9871234), 1.0]
+
+
+def test_fewer_pieces_replace_more(state, tmp_path):
+    write_pieces(tmp_path / "net", state, ABOUT, piece_mb=0.002)
+    write_pieces(tmp_path / "net", state, ABOUT)
+    assert [path.name for path in tmp_path.iterdir()] == ["net-1-of-1.piece"]
+
+
+def test_faulty_pieces_are_named(state, tmp_path):
+    paths = write_pieces(tmp_path / "net", state, ABOUT, piece_mb=0.002)
+    with pytest.raises(PieceError, match="cifar10_vgg6 snn: piece 1, 3 of 3 is missing"):
+        read_pieces(paths[1:2])
+    with pytest.raises(PieceError, match=r"gone.piece cannot be read: No such file"):
+        read_pieces([tmp_path / "gone.piece"])
+    content = paths[0].read_bytes()
+    for position in (30, 120, len(content) - 1):
+        paths[0].write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        with pytest.raises(PieceError, match=r"net-1-of-3.piece is damaged: it does not have the SHA-256 that it names"):
+            read_pieces(paths)
+    paths[0].write_bytes(content[:-5])
+    with pytest.raises(PieceError, match="is damaged"):
+        read_pieces(paths)
+    paths[0].write_bytes(b"something else")
+    with pytest.raises(PieceError, match="is not a piece of an exported network"):
+        read_pieces(paths)
+    with pytest.raises(PieceError, match=r"a.weight must fit float16 to be exported, got values up to 1e\+06"):
+        write_pieces(tmp_path / "net", {"a.weight": torch.full((2, 2), 1e6)}, ABOUT)
+    with pytest.raises(ValueError, match="piece_mb must leave room"):
+        write_pieces(tmp_path / "net", state, ABOUT, piece_mb=1e-4)
+
+
+def test_epochs_fill_the_time():
+    times = Times(ann=2.0, one_step=3.0, all_steps=10.0, rest=7.0)
+    found = table1.choose_epochs(1000, times, table1.SHARES)
+    spent = {kind: epochs * getattr(times, kind) for kind, epochs in found.items()}
+    assert 1000 - 15 < sum(spent.values()) <= 1000
+    for kind, share in table1.SHARES.items():
+        assert spent[kind] / 1000 == pytest.approx(share, abs=0.01)
+    without = table1.choose_epochs(1000, times, {kind: s for kind, s in table1.SHARES.items() if kind != "ann"})
+    assert without["ann"] == 1
+    assert without["one_step"] > found["one_step"]
+    assert table1.choose_epochs(1e6, times, table1.SHARES) == dict.fromkeys(
+        times.__dict__.keys() - {"rest"}, table1.MOST_EPOCHS
+    )
+    with pytest.raises(table1.Table1Error, match=r"--minutes must leave 0.25 minutes a row .* got 0.20"):
+        table1.choose_epochs(12, times, table1.SHARES)
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["table1.py", "--device", "cpu", *map(str, arguments)])
+    runpy.run_path(str(RECIPES / "table1.py"), run_name="__main__")
+
+
+def test_bad_requests_are_named(monkeypatch, tmp_path, state, capsys):
+    with pytest.raises(SystemExit, match=r"--rows must name cifar100_vgg16, .* or the path of a config, got 'resnet'"):
+        run(monkeypatch, "--minutes", 1, "--rows", "resnet")
+    with pytest.raises(SystemExit, match="--rows must name each row once"):
+        run(monkeypatch, "--minutes", 1, "--rows", "cifar10_vgg6", "cifar10_vgg6")
+    pieces = write_pieces(tmp_path / "net", state, ABOUT)
+    with pytest.raises(SystemExit, match="cifar10_vgg6 snn: its row is not among cifar10_vgg11"):
+        run(monkeypatch, "--minutes", 1, "--rows", "cifar10_vgg11", "--import", *pieces)
+    for option in ("--minutes", "--piece-mb"):
+        with pytest.raises(SystemExit):
+            run(monkeypatch, "--minutes", 1, option, 0)
+        assert f"argument {option}: must be a number > 0, got '0'" in capsys.readouterr().err
+
+
+def test_a_row_is_there_in_time_resumes_and_travels(tmp_path):
+    config = tmp_path / "tiny.yaml"
+    config.write_text(TINY)
+
+    def fill(out, *arguments):
+        command = [
+            sys.executable,
+            RECIPES / "table1.py",
+            "--device",
+            "cpu",
+            "--rows",
+            config,
+            "--out",
+            tmp_path / out,
+            *arguments,
+        ]
+        began = time.monotonic()
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+        return done, time.monotonic() - began
+
+    pieces = tmp_path / "pieces"
+    done, seconds = fill("first", "--minutes", MINUTES, "--export", pieces, "--piece-mb", 0.02)
+    assert done.returncode == 0, done.stderr
+    assert seconds < 60 * MINUTES
+    assert "| tiny | 1 |" in (tmp_path / "first" / "table1.md").read_text()
+    first = json.loads((tmp_path / "first" / "tiny" / "metrics.json").read_text())
+    assert first["results"]["trained"]["accuracy"]["potential"] > 50
+
+    done, seconds = fill("first", "--minutes", MINUTES)
+    assert done.returncode == 1
+    assert "is there already: --resume goes on with it" in done.stderr
+    done, seconds = fill("first", "--minutes", MINUTES, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert seconds < 45, "it is finished"
+    assert json.loads((tmp_path / "first" / "tiny" / "metrics.json").read_text()) == first
+
+    files = sorted(pieces.iterdir())
+    assert all(path.stat().st_size <= 20_000 for path in files)
+    snn_alone = [path for path in files if "-snn-" in path.name]
+    done, _ = fill("alone", "--minutes", MINUTES, "--import", *snn_alone)
+    assert "a spiking network needs its ANN beside it" in done.stderr
+    done, _ = fill("foreign", "--minutes", MINUTES, "--import", *files, "--set", "width=0.2")
+    assert "tiny ann is of another network than the row's: width=0.1" in done.stderr
+
+    done, seconds = fill("second", "--minutes", MINUTES, "--import", *files)
+    assert done.returncode == 0, done.stderr
+    assert seconds < 60 * MINUTES
+    second = json.loads((tmp_path / "second" / "tiny" / "metrics.json").read_text())
+    assert second["results"]["ann"]["accuracy"] == pytest.approx(first["results"]["ann"]["accuracy"], abs=1)
+    history = [json.loads(line) for line in (tmp_path / "second" / "tiny" / "history.jsonl").read_text().splitlines()]
+    earlier = [json.loads(line) for line in (tmp_path / "first" / "tiny" / "history.jsonl").read_text().splitlines()]
+    assert [entry for entry in history if entry["stage"] == "ann"] == [entry for entry in earlier if entry["stage"] == "ann"]
+    begun = SpikingNetwork.load(tmp_path / "second" / "tiny.start").state_dict()
+    trained = SpikingNetwork.load(tmp_path / "first" / "tiny" / "model").state_dict()
+    assert all(torch.equal(begun[name], value.half().float() if value.dim() else value) for name, value in trained.items())
+    losses = [[entry["loss"] for entry in entries if entry["stage"] == "snn"] for entries in (earlier, history)]
+    assert losses[1][0] < losses[0][0], "it starts from what it had learnt"
