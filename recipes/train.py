@@ -148,7 +148,7 @@ def run(arguments: argparse.Namespace) -> None:  # noqa: PLR0915  (the pipeline,
 
 def ann_checkpoints(other: Path | None, out: Path, settings: dict[str, Any]) -> Checkpoints:
     """Return where the ANN is kept: in this run's folder, or in that of another run."""
-    identity = {name: value for name, value in settings.items() if name.split(".")[0] in ANN_SETTINGS}
+    identity = ann_identity(settings)
     own = Checkpoints(out / "ann", identity)
     begun = (out / "conversion.json").exists()
     if other is None:
@@ -163,6 +163,11 @@ def ann_checkpoints(other: Path | None, out: Path, settings: dict[str, Any]) -> 
             f"--ann must be the folder of a run that trained its ANN, got {other} without {checkpoints.folder}"
         )
     return checkpoints
+
+
+def ann_identity(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return those of a run's settings that its ANN depends on."""
+    return {name: value for name, value in settings.items() if name.split(".")[0] in ANN_SETTINGS}
 
 
 def train_ann(

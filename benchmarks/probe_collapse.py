@@ -1,0 +1,114 @@
+"""What an optimiser step does to each layer of a converted network: why deep ones die, and from where.
+
+    python recipes/train.py recipes/configs/cifar10_vgg16_small.yaml --data-root data --out runs/vgg16
+    python benchmarks/probe_collapse.py runs/vgg16 --data-root data --set calibration=percentile threshold_scales=[0.4] \\
+        snn.relative=false snn.lr=7e-4 one_step=0 distillation=0
+
+takes the run's ANN, converts it as its settings and --set say, and trains it for some steps. Before some of them it prints,
+over 250 validation images and all time steps: the share of potentials within the surrogate's support, of neurons that stay
+silent, the gradient (see onespike.metrics.NetworkHealth), and by how much that one step, through the layer's own weights alone,
+moves the layer's currents, as a share of its threshold (root mean square), and how much of that is common to all images.
+"""
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
+
+import train as recipe
+from cifar.checkpoint import CheckpointError, Checkpoints
+from cifar.config import load_config
+from cifar.conversion import HEALTH_IMAGES, choose_thresholds, health, spiking_network
+from cifar.data import load_data
+from cifar.termination import Termination
+from cifar.training import Runtime, Trainer, accuracy
+
+LOOKS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a run of recipes/train.py whose ANN is trained")
+    parser.add_argument("--data-root", type=Path, default=Path("data"))
+    parser.add_argument("--steps", type=int, default=65, help="optimiser steps (default %(default)s)")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    arguments = parser.parse_args()
+    try:
+        probe(arguments.run, arguments.data_root, arguments.steps, arguments.set)
+    except (CheckpointError, *recipe.EXPECTED) as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+
+
+def probe(run: Path, data_root: Path, steps: int, overrides: list[str]) -> None:
+    """Train, and look before the steps in `LOOKS`."""
+    config = load_config([run / "config.yaml"], [*overrides, f"snn.max_steps={steps}"])
+    fabric = recipe.make_fabric("cpu", config)
+    data = load_data(config, data_root, fabric.device)
+    runtime = Runtime(config, data, fabric, Termination(), float("inf"), recorded=False)
+    ann = recipe.new_ann(config, data.classes, fabric.device)
+    saved = Checkpoints(run / "ann", recipe.ann_identity(recipe.identity_of(config))).load(fabric.device)
+    if saved is None:
+        raise CheckpointError(f"{run} holds no ANN")
+    ann.load_state_dict(saved["network"])
+    folder = run / "probe"
+    folder.mkdir(exist_ok=True)
+    (folder / "conversion.json").unlink(missing_ok=True)
+    conversion = choose_thresholds(folder / "conversion.json", ann, runtime)
+    network = spiking_network(ann, conversion, data, config)
+    trainer = Trainer(recipe.snn_stage(ann, conversion, runtime, Checkpoints(folder, {}), lambda _: None), network, runtime)
+    order = trainer.draw(0)
+    x, _ = data.validation.plain(slice(0, HEALTH_IMAGES))
+    for step in range(steps):
+        trainer.set_timesteps(step // trainer.steps_per_epoch)
+        trained_steps = network.T
+        network.T = config.T
+        seen = health(network, data.validation) if step in LOOKS else None
+        inputs = inputs_of(network, x) if step in LOOKS else {}
+        network.T = trained_steps
+        before = {name: module.weight.detach().clone() for name, module in weighted(network).items()}
+        network.train()
+        size = config.snn.batch_size
+        trainer.advance(order.take(slice(step * size, (step + 1) * size)))
+        if seen is None:
+            continue
+        print(f"\nbefore step {step}: {accuracy(network, data.validation.head(1000), fabric):.1f} % after it")
+        print(f"{'layer':<6}{'support':>9}{'silent':>9}{'gradient':>10}{'moved / V':>11}{'common':>8}")
+        for (name, module), (neuron, layer) in zip(list(weighted(network).items())[:-1], seen.layers.items(), strict=True):
+            change = functional_call(module, {"weight": module.weight.detach() - before[name]}, inputs[name])
+            unit = network.nodes()[neuron].v_threshold.item()
+            moved, common = change.square().mean().sqrt().item() / unit, change.mean(1).square().mean().sqrt().item() / unit
+            gradient = layer.gradient or 0.0
+            print(
+                f"{name:<6}{layer.support:>9.3f}{layer.silent:>9.3f}{gradient:>10.1e}{moved:>11.4f}{common:>8.4f}", flush=True
+            )
+
+
+def weighted(network: Any) -> dict[str, Any]:
+    """Return the layers with weights, by name."""
+    return {name: module for name, module in network.named_layers().items() if isinstance(module, nn.Conv2d | nn.Linear)}
+
+
+@torch.no_grad()
+def inputs_of(network: Any, images: Tensor) -> dict[str, Tensor]:
+    """Return what goes into each layer with weights, [T, N, *]."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found[name] = inputs[0]
+
+    hooks = [module.register_forward_pre_hook(partial(keep, name)) for name, module in weighted(network).items()]
+    network.eval()(images)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+if __name__ == "__main__":
+    main()
