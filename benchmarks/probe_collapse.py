@@ -11,12 +11,14 @@ moves the layer's currents, as a share of its threshold (root mean square), and 
 """
 
 import argparse
+import json
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -48,7 +50,9 @@ def main() -> None:
 
 def probe(run: Path, data_root: Path, steps: int, overrides: list[str]) -> None:
     """Train, and look before the steps in `LOOKS`."""
-    config = load_config([run / "config.yaml"], [*overrides, f"snn.max_steps={steps}"])
+    settings = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    kept = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
+    config = load_config([], [*kept, *overrides, f"snn.max_steps={steps}"])
     fabric = recipe.make_fabric("cpu", config)
     data = load_data(config, data_root, fabric.device)
     runtime = Runtime(config, data, fabric, Termination(), float("inf"), recorded=False)
@@ -79,15 +83,13 @@ def probe(run: Path, data_root: Path, steps: int, overrides: list[str]) -> None:
         if seen is None:
             continue
         print(f"\nbefore step {step}: {accuracy(network, data.validation.head(1000), fabric):.1f} % after it")
-        print(f"{'layer':<6}{'support':>9}{'silent':>9}{'gradient':>10}{'moved / V':>11}{'common':>8}")
+        print("layer   support   silent  gradient  moved / V   common")
         for (name, module), (neuron, layer) in zip(list(weighted(network).items())[:-1], seen.layers.items(), strict=True):
             change = functional_call(module, {"weight": module.weight.detach() - before[name]}, inputs[name])
             unit = network.nodes()[neuron].v_threshold.item()
             moved, common = change.square().mean().sqrt().item() / unit, change.mean(1).square().mean().sqrt().item() / unit
-            gradient = layer.gradient or 0.0
-            print(
-                f"{name:<6}{layer.support:>9.3f}{layer.silent:>9.3f}{gradient:>10.1e}{moved:>11.4f}{common:>8.4f}", flush=True
-            )
+            shares = f"{layer.support:>8.3f} {layer.silent:>8.3f} {layer.gradient or 0:>9.1e}"
+            print(f"{name:<6} {shares} {moved:>10.3g} {common:>8.3g}", flush=True)
 
 
 def weighted(network: Any) -> dict[str, Any]:

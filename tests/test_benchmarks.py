@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from recipe_runs import DIGITS, SHORT, train
 from torch import nn
 
 from onespike.functional import BackendUnavailableError, single_spike_lif
@@ -293,3 +294,29 @@ def test_a_layer_calls_few_operators(backend, kept, spikes_alone, benchmarks):
         called = called_operators(lambda: step(peer, x_seq, grad))
     assert called.total() <= spikes_alone
     assert called.total() > 3, "the profiler saw nothing"
+
+
+def test_the_collapse_can_be_watched(monkeypatch, tmp_path, capsys):
+    train(
+        monkeypatch,
+        DIGITS,
+        "--out",
+        tmp_path / "run",
+        "--device",
+        "cpu",
+        "--set",
+        *SHORT,
+        "ann.epochs=6",
+        "width=0.1",
+        "init=fan_in",
+    )
+    capsys.readouterr()
+    command = [sys.executable, BENCHMARKS / "probe_collapse.py", tmp_path / "run", "--steps", 10, "--set", "snn.lr=1.0"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    blocks = done.stdout.split("\nbefore step ")[1:]
+    assert [int(block.split(":")[0]) for block in blocks] == [0, 1, 2, 4, 8]
+    first, last = (blocks[i].splitlines()[2:7] for i in (0, -1))
+    assert len(first) == 5, "a line for each layer of neurons"
+    assert all(float(line.split()[1]) > 0.1 for line in first)
+    assert all(float(line.split()[4]) > 1 for line in first), "a rate of 1 moves currents by several thresholds"
+    assert min(float(line.split()[1]) for line in last) == 0, "which leaves nothing in support"
