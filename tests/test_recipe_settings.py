@@ -39,6 +39,12 @@ def test_settings_are_read_typed_and_layered(tmp_path):
         ("cudnn_benchmark=maybe", "cudnn_benchmark: Value 'maybe' is not a valid bool"),
         ("tf32=maybe", "tf32: Value 'maybe' is not a valid bool"),
         ("crop=32", r"crop must be in \[0, 31\], got 32"),
+        ("one_step=1.5", r"one_step must be in \[0, 1\], got 1.5"),
+        ("distillation=-1", "distillation must be >= 0 and finite, got -1.0"),
+        ("temperature=0", "temperature must be > 0 and finite, got 0.0"),
+        ("calibration=guess", r"calibration: Invalid value 'guess', expected one of \['percentile', 'one_spike'\]"),
+        ("init=xavier", r"init: Invalid value 'xavier', expected one of \['paper', 'fan_in'\]"),
+        ("ann.relative=true", "relative must be false but for snn.optimizer=adam, got ann.relative=True"),
     ],
 )
 def test_bad_settings_are_named(pair, message):
@@ -49,6 +55,24 @@ def test_bad_settings_are_named(pair, message):
 def test_spikes_alone_need_a_second_step():
     with pytest.raises(ConfigError, match="T must be >= 2 for encoder=temporal, whose first spike comes at t = 2, got 1"):
         load_config([DIGITS], ["encoder=temporal", "T=1"])
+
+
+def test_settings_that_exclude_each_other_are_named():
+    with pytest.raises(ConfigError, match=r"one_step must be 0 for encoder=temporal, whose first step is empty, got 0.5"):
+        load_config([DIGITS], ["encoder=temporal", "one_step=0.5"])
+    with pytest.raises(ConfigError, match=r"relative must be false but for .* snn.relative=True, snn.optimizer=sgd"):
+        load_config([DIGITS], ["snn.relative=true", "snn.optimizer=sgd"])
+
+
+def test_a_file_may_have_several_bases(tmp_path):
+    (tmp_path / "below.yaml").write_text("T: 7\nwidth: 0.5\n")
+    (tmp_path / "one.yaml").write_text("base: below.yaml\nT: 3\n")
+    (tmp_path / "two.yaml").write_text("base: below.yaml\nhidden: 8\n")
+    (tmp_path / "both.yaml").write_text("base: [one.yaml, two.yaml]\ncrop: 2\n")
+    config = load_config([tmp_path / "both.yaml"])
+    assert (config.T, config.width, config.hidden, config.crop) == (7, 0.5, 8, 2), (
+        "two.yaml, with what it is based on, lies on top"
+    )
 
 
 def test_off_is_a_name():
@@ -100,3 +124,10 @@ def test_the_rows_of_the_paper_are_there():
         assert (config.ann.epochs, config.ann.lr, config.ann.milestones) == (200, 0.01, [120, 160, 180])
         assert (config.snn.epochs, config.snn.lr, config.snn.milestones[:2]) == (150, 1e-4, [10, 20])
         assert f"{name}_fast" in paper
+
+
+@pytest.mark.parametrize("ablation", sorted(CONFIGS.glob("ablations/*.yaml")), ids=lambda path: path.stem)
+def test_every_ablation_goes_on_top_of_the_short_schedule(ablation):
+    config = load_config([CONFIGS / "cifar10_vgg16_fast.yaml", ablation])
+    assert config.calibration == "one_spike"
+    assert config != load_config([CONFIGS / "cifar10_vgg16_fast.yaml"])
