@@ -67,10 +67,12 @@ def probe(run: Path, data_root: Path, steps: int, overrides: list[str]) -> None:
     conversion = choose_thresholds(folder / "conversion.json", ann, runtime)
     network = spiking_network(ann, conversion, data, config)
     trainer = Trainer(recipe.snn_stage(ann, conversion, runtime, Checkpoints(folder, {}), lambda _: None), network, runtime)
-    order = trainer.draw(0)
     x, _ = data.validation.plain(slice(0, HEALTH_IMAGES))
     for step in range(steps):
-        trainer.set_timesteps(step // trainer.steps_per_epoch)
+        epoch, position = divmod(step, trainer.steps_per_epoch)
+        if position == 0:
+            order = trainer.draw(epoch)
+        trainer.set_timesteps(epoch)
         trained_steps = network.T
         network.T = config.T
         seen = health(network, data.validation) if step in LOOKS else None
@@ -79,7 +81,7 @@ def probe(run: Path, data_root: Path, steps: int, overrides: list[str]) -> None:
         before = {name: module.weight.detach().clone() for name, module in weighted(network).items()}
         network.train()
         size = config.snn.batch_size
-        trainer.advance(order.take(slice(step * size, (step + 1) * size)))
+        trainer.advance(order.take(slice(position * size, (position + 1) * size)))
         if seen is None:
             continue
         print(f"\nbefore step {step}: {accuracy(network, data.validation.head(1000), fabric):.1f} % after it")

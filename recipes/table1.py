@@ -12,6 +12,8 @@ ANN is not trained again, a spiking network starts from what it has learnt.
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -34,6 +36,7 @@ from cifar.graph import why_not_recorded
 from cifar.measure import Times, measure, neurons_of
 from cifar.optimizer import make_optimizer
 from cifar.pieces import PieceError, named, read_pieces, write_pieces
+from cifar.termination import TERMINATED
 from cifar.training import Progress
 from onespike.conversion import SpikingNetwork
 from onespike.conversion.storage import write_atomically
@@ -44,6 +47,7 @@ SHARES = {"ann": 0.3, "one_step": 0.45, "all_steps": 0.25}
 """How the time that is left for training is divided; docs/training.md has the measurements behind it."""
 SAME_NETWORK = ("dataset", "model", "width", "hidden")
 """What an imported network and its row must have in common."""
+PLANNED = ("ann.epochs", "snn.epochs", "one_step")
 MOST_EPOCHS = 300
 RESERVE = 0.08
 """Share of a row's time that the plan leaves free, for what was measured too short."""
@@ -77,25 +81,46 @@ def main() -> None:
 
 
 def fill(arguments: argparse.Namespace) -> None:
-    """Run the rows one after the other, each in an equal share of the time that is left."""
+    """Run the rows one after the other, each in an equal share of the time that is left; a failure does not stop the others."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise Table1Error(f"one process must be started, got WORLD_SIZE={os.environ['WORLD_SIZE']}: torchrun is for train.py")
+    if planned := [pair for pair in arguments.set if pair.split("=")[0] in PLANNED]:
+        raise Table1Error(f"--set must leave {', '.join(PLANNED)} to the plan, got {', '.join(planned)}")
     deadline = time.monotonic() + 60 * arguments.minutes
     rows = [row_of(name, arguments.out) for name in arguments.rows]
     if len({row.name for row in rows}) < len(rows):
         raise Table1Error(f"--rows must name each row once, got {' '.join(arguments.rows)}")
-    imported = read_pieces(arguments.imported)
-    unknown = [named(about) for about, _ in imported if about.get("row") not in [row.name for row in rows]]
-    if unknown:
-        raise PieceError(f"{unknown[0]}: its row is not among {', '.join(row.name for row in rows)}")
+    imported = networks_of(rows, arguments.imported)
+    failures = []
     for position, row in enumerate(rows):
         minutes = (deadline - time.monotonic()) / 60 / (len(rows) - position)
-        networks = {about["stage"]: (about, state) for about, state in imported if about["row"] == row.name}
-        run_row(row, minutes, networks, arguments)
-        if arguments.export:
-            export(row, arguments.export, arguments.piece_mb)
-    runs = report.read_runs([row.out for row in rows])
-    text = "\n".join([*report.accuracy_table(runs), "", *report.provenance_lines(runs), ""])
-    write_atomically(arguments.out / "table1.md", text.encode())
-    print(text)
+        try:
+            run_row(row, minutes, imported.get(row.name, {}), arguments)
+            if arguments.export:
+                export(row, arguments.export, arguments.piece_mb)
+        except (Table1Error, PieceError, *train.EXPECTED) as error:
+            failures.append(f"{row.name}: {error}")
+    finished = [row.out for row in rows if (row.out / "metrics.json").exists()]
+    if finished:
+        runs = report.read_runs(finished)
+        text = "\n".join([*report.accuracy_table(runs), "", *report.provenance_lines(runs), ""])
+        write_atomically(arguments.out / "table1.md", text.encode())
+        print(text)
+    if failures:
+        raise Table1Error("; ".join(failures))
+
+
+def networks_of(rows: list[Row], files: list[Path]) -> dict[str, Networks]:
+    """Read imported networks, by row and stage."""
+    found: dict[str, Networks] = {}
+    for about, state in read_pieces(files):
+        if about.get("row") not in [row.name for row in rows]:
+            raise PieceError(f"{named(about)}: its row is not among {', '.join(row.name for row in rows)}")
+        networks = found.setdefault(about["row"], {})
+        if about["stage"] in networks:
+            raise PieceError(f"{named(about)}: --import must hold one network of a row and stage, got two")
+        networks[about["stage"]] = about, state
+    return found
 
 
 def row_of(name: str, out: Path) -> Row:
@@ -111,26 +136,53 @@ def row_of(name: str, out: Path) -> Row:
 def run_row(row: Row, minutes: float, imported: Networks, arguments: argparse.Namespace) -> None:
     """Plan a row, unless it was planned before, and have recipes/train.py carry it out."""
     began = time.monotonic()
-    plan_path = row.out.parent / f"{row.name}.plan.json"
-    if plan_path.exists() and not arguments.resume:
-        raise CheckpointError(f"{plan_path} is there already: --resume goes on with it, --out names another folder")
-    if plan_path.exists():
-        plan = json.loads(plan_path.read_text())
+    path = row.out.parent / f"{row.name}.plan.json"
+    if path.exists() and not arguments.resume:
+        raise CheckpointError(f"{path} is there already: --resume goes on with it, --out names another folder")
+    if path.exists():
+        plan = json.loads(path.read_text())
+        abouts = [about for about, _ in imported.values()]
+        if imported and abouts != plan["imported"]:
+            raise CheckpointError(f"{path} was made with other pieces than --import names: --out names another folder")
     else:
         plan = make_plan(row, minutes, imported, arguments)
-        plan_path.parent.mkdir(parents=True, exist_ok=True)
-        outcome.write_json(plan_path, plan)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        outcome.write_json(path, plan)
     print(f"{row.name}: {minutes:.1f} minutes; {', '.join(plan['settings'])}", flush=True)
     left = minutes - (time.monotonic() - began) / 60
-    end = left - plan["rest"] / 60 - FINISH - RESERVE * left
-    until = {"ann": max(0, end * plan["ann_share"]), "snn": max(0, end)}
+    end = (1 - RESERVE) * left - START - FINISH - (plan["measured"]["rest"] + plan["measured"]["validation"]) / 60
+    if end <= 0 and not (row.out / "metrics.json").exists():
+        raise Table1Error(
+            f"--minutes must leave the row {left - end:.1f} minutes beside training, got {left:.1f}: --resume with more"
+        )
     command = [sys.executable, str(Path(train.__file__)), str(row.config), "--out", str(row.out), "--resume"]
     command += ["--data-root", str(arguments.data_root), "--device", arguments.device]
-    command += ["--start", str(start_of(row))] if start_of(row).exists() else []
-    command += ["--until", *(f"{stage}={minutes:.3f}" for stage, minutes in until.items())]
-    done = subprocess.run([*command, "--set", *arguments.set, *plan["settings"]], check=False)
-    if done.returncode:
-        raise Table1Error(f"{row.name} ended with exit status {done.returncode}: what it said stands above; --resume goes on")
+    if any(about["stage"] == "snn" for about in plan["imported"]):
+        command += ["--start", str(start_of(row))]
+    command += ["--until", f"ann={max(0, end * plan['ann_share']):.3f}", f"snn={max(0, end):.3f}"]
+    if status := carry_out([*command, "--set", *arguments.set, *plan["settings"]]):
+        raise Table1Error(
+            f"train.py ended with exit status {status}, what it said stands above: --resume goes on with {row.out}"
+        )
+
+
+def carry_out(command: list[str]) -> int:
+    """Run a command and return its exit status; SIGTERM is passed on, and ends this process once the command has ended."""
+    process = subprocess.Popen(command)
+    asked: list[int] = []
+
+    def pass_on(number: int, _: Any) -> None:
+        asked.append(number)
+        process.terminate()
+
+    handler = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        status = process.wait()
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    if asked:
+        raise SystemExit(TERMINATED)
+    return status
 
 
 def make_plan(row: Row, minutes: float, imported: Networks, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -150,7 +202,8 @@ def make_plan(row: Row, minutes: float, imported: Networks, arguments: argparse.
     )
     measuring = time.monotonic() - began
     left = 60 * minutes - measuring - loading - times.rest - 60 * (START + FINISH)
-    shares = {kind: share for kind, share in SHARES.items() if kind != "ann" or "ann" not in imported}
+    done = {"ann": "ann" in imported, "one_step": config.encoder == "temporal", "all_steps": False}
+    shares = {kind: share for kind, share in SHARES.items() if not done[kind]}
     epochs = choose_epochs((1 - RESERVE) * left, times, shares)
     settings = [f"ann.epochs={epochs['ann']}", f"snn.epochs={epochs['one_step'] + epochs['all_steps']}"]
     settings.append(f"one_step={epochs['one_step'] / (epochs['one_step'] + epochs['all_steps'])}")
@@ -164,9 +217,10 @@ def make_plan(row: Row, minutes: float, imported: Networks, arguments: argparse.
     if imported:
         plant(row, load_config([row.config], [*arguments.set, *settings]), imported, data)
     spent = {kind: epochs[kind] * getattr(times, kind) for kind in shares}
+    if fabric.device.type == "cuda":
+        torch.cuda.empty_cache()  # the run is another process
     return {
         "settings": settings,
-        "rest": times.rest,
         "ann_share": spent.get("ann", 0) / sum(spent.values()),
         "measured": asdict(times),
         "imported": [about for about, _ in imported.values()],
@@ -186,7 +240,8 @@ def choose_epochs(seconds: float, times: Times, shares: dict[str, float]) -> dic
         )
     spare, total = seconds - least, sum(shares.values())
     chosen = {kind: 1 + int(spare * share / total / getattr(times, kind)) for kind, share in shares.items()}
-    return {kind: min(MOST_EPOCHS, chosen.get(kind, 1)) for kind in SHARES}
+    least_of = {"ann": 1, "one_step": 0, "all_steps": 1}
+    return {kind: min(MOST_EPOCHS, chosen.get(kind, least_of[kind])) for kind in SHARES}
 
 
 def plant(row: Row, config: Config, imported: Networks, data: Data) -> None:

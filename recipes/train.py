@@ -39,7 +39,7 @@ from cifar.memory import keep_freed_memory
 from cifar.spent import Spent
 from cifar.termination import Termination
 from cifar.training import Progress, Runtime, Stage, Trainer, TrainingError, accuracy, seed_of
-from onespike.conversion import ConversionError, SpikingNetwork
+from onespike.conversion import ConversionError, CorruptModelError, SpikingNetwork
 from onespike.conversion.storage import write_atomically
 from onespike.functional import BackendUnavailableError
 from onespike.functional.backends import resolve_backend
@@ -68,6 +68,7 @@ EXPECTED = (
     BackendUnavailableError,
     CheckpointError,
     ConfigError,
+    CorruptModelError,
     ConversionError,
     DataError,
     GraphError,
@@ -95,6 +96,7 @@ def run(arguments: argparse.Namespace) -> None:  # noqa: PLR0915  (the pipeline,
     if finished.exists():
         fabric.print(outcome.table(json.loads(finished.read_text())["results"], config))
         return
+    start = None if arguments.start is None else SpikingNetwork.load(arguments.start)
     ann_kept = ann_checkpoints(arguments.ann, out, settings)
     began = time.monotonic()
     data = load_in_turn(config, arguments.data_root, fabric)
@@ -123,8 +125,8 @@ def run(arguments: argparse.Namespace) -> None:  # noqa: PLR0915  (the pipeline,
         untrained = spiking_network(ann, conversion, runtime.data, config)
     with spent("snn"):
         network = spiking_network(ann, conversion, runtime.data, config)
-        if arguments.start is not None:
-            start_from(arguments.start, network)
+        if start is not None:
+            start_from(start, network)
         checkpoints = Checkpoints(out / "snn", settings)
         stage = snn_stage(ann, conversion, runtime, checkpoints, lambda history: log(ann_progress.history + history))
         snn_progress = Trainer(stage, network, runtime).fit()
@@ -222,12 +224,12 @@ def snn_stage(
     )
 
 
-def start_from(folder: Path, network: SpikingNetwork) -> None:
-    """Give the network the weights, leaks and thresholds of a saved one."""
+def start_from(other: SpikingNetwork, network: SpikingNetwork) -> None:
+    """Give the network the weights, leaks and thresholds of another one."""
     try:
-        network.load_state_dict(SpikingNetwork.load(folder).state_dict())
+        network.load_state_dict(other.state_dict())
     except RuntimeError as error:
-        raise CheckpointError(f"--start must be a network of the same layers, got {folder}: {error}") from error
+        raise CheckpointError(f"--start must be a network of the same layers: {error}") from error
 
 
 def evaluate(
@@ -366,7 +368,7 @@ def parse_arguments() -> argparse.Namespace:
         type=minutes_of_a_stage,
         default=[],
         metavar="STAGE=MINUTES",
-        help="end ann or snn so many minutes after the start, wherever it is, and go on with what it has learnt",
+        help="end ann or snn so many minutes after the start, wherever it is, for good, and go on with what it has learnt",
     )
     parser.add_argument("--tensorboard", action="store_true", help="also log for TensorBoard")
     parser.add_argument("--wandb", metavar="PROJECT", help="also log to this project at Weights & Biases")

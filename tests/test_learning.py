@@ -1,11 +1,13 @@
 """Whether a spiking network can learn: its health, rates in the unit of its thresholds, the spikes that say most."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
-from spikingjelly.activation_based import layer
+from spikingjelly.activation_based import layer, neuron
 from torch import nn
+from torch.nn.utils import prune
 
 import onespike.snntorch
 from onespike.conversion import ConversionError, convert, fit_one_spike
@@ -160,7 +162,7 @@ def test_relative_rates_train_where_one_rate_kills(deep):
     alive = {}
     for name, groups in (
         ("relative", parameter_groups(network, 0.3)),
-        ("one rate", [{"params": list(network.parameters()), "lr": 0.03}]),
+        ("one rate", [{"params": list(network.parameters()), "lr": 1.0}]),
     ):
         state = {key: value.clone() for key, value in network.state_dict().items()}
         optimizer = torch.optim.Adam(groups, eps=ADAM_EPS)
@@ -182,16 +184,14 @@ def test_the_spike_says_the_most():
     torch.manual_seed(1)
     ann = nn.Sequential(nn.Linear(6, 3, bias=False), nn.ReLU(), nn.Linear(3, 2, bias=False))
     images = torch.randn(40, 6)
-    fitted, thresholds = fit_one_spike(ann, images)
+    fitted, _ = fit_one_spike(ann, images)
     current, activation = ann[0](images).detach(), ann[:2](images).detach()
     rescaled = fitted[0](images).detach()
     for channel in range(3):
-        fires = rescaled[:, channel] > thresholds["1"]
-        best = max(
-            explained(activation[:, channel], current[:, channel] > v)
-            for v in current[:, channel].tolist()
-            if v > 0.01 * current.max()
-        )
+        fires = rescaled[:, channel] > 1
+        ordered = sorted(current[:, channel].tolist())
+        gaps = [(low + high) / 2 for low, high in pairwise(ordered)]
+        best = max(explained(activation[:, channel], current[:, channel] > v) for v in gaps if v > 0.01 * current.max())
         assert explained(activation[:, channel], fires) == pytest.approx(best, rel=1e-5)
         gain = activation[fires, channel].mean() - activation[~fires, channel].mean()
         assert torch.allclose(fitted[2].weight[:, channel], ann[2].weight[:, channel] * gain, rtol=1e-5)
@@ -261,3 +261,59 @@ def test_vgg_of_variance_preserving_weights():
     assert sizes["paper"] < 0.01 < 0.05 < sizes["fan_in"] < 5
     with pytest.raises(ValueError, match="init must be one of paper, fan_in, got 'xavier'"):
         vgg("vgg6", 10, init="xavier")
+
+
+def test_bits_of_bits_are_those_bits():
+    """A channel whose current is 0 or one other value is divided between the two."""
+    ann = nn.Sequential(nn.Linear(3, 3, bias=False), nn.ReLU(), nn.Linear(3, 2, bias=False))
+    ann[0].weight.data = torch.diag(torch.tensor([0.3, 1.0, 5.0]))
+    images = torch.eye(3).repeat(4, 1)
+    fitted, thresholds = fit_one_spike(ann, images)
+    assert thresholds == {"1": 1.0}
+    assert torch.equal(fitted[0](images) > 1, images > 0)
+    assert torch.allclose(fitted[2].weight, ann[2].weight * torch.tensor([0.3, 1.0, 5.0]))
+
+
+def test_what_has_no_channels_is_named():
+    tokens = nn.Sequential(nn.Linear(4, 3, bias=False), nn.ReLU(), nn.Linear(3, 2, bias=False))
+    with pytest.raises(ConversionError, match=r"1: its input must be \[N, channels, \*\] of 0 .* got \(8, 3, 3\)"):
+        fit_one_spike(tokens, torch.randn(8, 3, 4))
+    flat = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.Flatten(), nn.ReLU(), nn.Linear(18, 2, bias=False))
+    with pytest.raises(ConversionError, match=r"2: its input must be \[N, channels, \*\] of 0 .* got \(8, 18\)"):
+        fit_one_spike(flat, torch.randn(8, 1, 5, 5))
+    pruned = nn.Sequential(nn.Linear(4, 3, bias=False), nn.ReLU(), nn.Linear(3, 2, bias=False))
+    prune.l1_unstructured(pruned[0], "weight", 0.5)
+    with pytest.raises(ConversionError, match="0: its weight must be a plain parameter to be rescaled"):
+        fit_one_spike(pruned, torch.randn(8, 4))
+    with pytest.raises(ConversionError, match="1: threshold_factor must leave spikes, got 1000"):
+        fit_one_spike(tokens, torch.randn(8, 4), threshold_factor=1000)
+
+
+def test_rates_of_unusual_layers():
+    accumulator = neuron.IFNode(v_threshold=float("inf"))
+    network = nn.Sequential(
+        nn.ConvTranspose2d(64, 8, 2, bias=False), SingleSpikeLIFNode(), nn.Linear(8, 2, bias=False), accumulator
+    )
+    rates = [group["lr"] for group in parameter_groups(network, 1.0, neuron_lr=0)]
+    assert rates == pytest.approx([1 / 256, 0, 0, 1 / 8])
+
+
+def test_health_holds_one_trace_at_a_time_and_keeps_the_users():
+    network = nn.Sequential(SingleSpikeLIFNode(), SingleSpikeLIFNode(store_v_seq=True))
+    with NetworkHealth(network) as health:
+        network(torch.ones(2, 3, 4))
+        assert network[0].v_seq is None
+    assert network[1].v_seq is not None
+    assert "has not run" not in str(health)
+    for node in network:
+        node.reset()
+    with pytest.raises(ValueError, match=r"must stay the same while it is watched, got \(4,\), then \(5,\)"), health:
+        network(torch.ones(2, 3, 5))
+    assert "has not run" in str(NetworkHealth(network))
+
+
+def test_health_sees_small_gradients():
+    network = hidden(1).to(torch.float32)
+    with NetworkHealth(network) as health:
+        (network(torch.ones(1, 1, 1)) * 1e-25).sum().backward()
+    assert 0 < health.layers["1"].gradient < 1e-24

@@ -30,7 +30,8 @@ conversion_images: 0
 calibration_images: 64
 activity_images: 20
 """
-MINUTES = 1.2
+MINUTES = 1.5
+ROOT = RECIPES.parent
 
 
 @pytest.fixture
@@ -87,12 +88,12 @@ def test_faulty_pieces_are_named(state, tmp_path):
         read_pieces(paths)
     with pytest.raises(PieceError, match=r"a.weight must fit float16 to be exported, got values up to 1e\+06"):
         write_pieces(tmp_path / "net", {"a.weight": torch.full((2, 2), 1e6)}, ABOUT)
-    with pytest.raises(ValueError, match="piece_mb must leave room"):
+    with pytest.raises(PieceError, match="piece_mb must leave room"):
         write_pieces(tmp_path / "net", state, ABOUT, piece_mb=1e-4)
 
 
 def test_epochs_fill_the_time():
-    times = Times(ann=2.0, one_step=3.0, all_steps=10.0, rest=7.0)
+    times = Times(ann=2.0, one_step=3.0, all_steps=10.0, validation=1.0, rest=7.0)
     found = table1.choose_epochs(1000, times, table1.SHARES)
     spent = {kind: epochs * getattr(times, kind) for kind, epochs in found.items()}
     assert 1000 - 15 < sum(spent.values()) <= 1000
@@ -101,9 +102,8 @@ def test_epochs_fill_the_time():
     without = table1.choose_epochs(1000, times, {kind: s for kind, s in table1.SHARES.items() if kind != "ann"})
     assert without["ann"] == 1
     assert without["one_step"] > found["one_step"]
-    assert table1.choose_epochs(1e6, times, table1.SHARES) == dict.fromkeys(
-        times.__dict__.keys() - {"rest"}, table1.MOST_EPOCHS
-    )
+    assert table1.choose_epochs(1e6, times, table1.SHARES) == dict.fromkeys(table1.SHARES, table1.MOST_EPOCHS)
+    assert table1.choose_epochs(1e6, times, {"ann": 0.5, "all_steps": 0.5})["one_step"] == 0
     with pytest.raises(table1.Table1Error, match=r"--minutes must leave 0.25 minutes a row .* got 0.20"):
         table1.choose_epochs(12, times, table1.SHARES)
 
@@ -121,10 +121,53 @@ def test_bad_requests_are_named(monkeypatch, tmp_path, state, capsys):
     pieces = write_pieces(tmp_path / "net", state, ABOUT)
     with pytest.raises(SystemExit, match="cifar10_vgg6 snn: its row is not among cifar10_vgg11"):
         run(monkeypatch, "--minutes", 1, "--rows", "cifar10_vgg11", "--import", *pieces)
+    twice = [*pieces, *write_pieces(tmp_path / "other", {**state, "leak": torch.tensor(1.0)}, ABOUT)]
+    with pytest.raises(SystemExit, match="cifar10_vgg6 snn: --import must hold one network of a row and stage, got two"):
+        run(monkeypatch, "--minutes", 1, "--rows", "cifar10_vgg6", "--import", *twice)
+    with pytest.raises(SystemExit, match=r"--set must leave ann.epochs, snn.epochs, one_step to the plan, got one_step=0"):
+        run(monkeypatch, "--minutes", 1, "--set", "one_step=0", "T=3")
+    with monkeypatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(SystemExit, match="one process must be started, got WORLD_SIZE=2"):
+            run(patch, "--minutes", 1)
     for option in ("--minutes", "--piece-mb"):
         with pytest.raises(SystemExit):
             run(monkeypatch, "--minutes", 1, option, 0)
         assert f"argument {option}: must be a number > 0, got '0'" in capsys.readouterr().err
+
+
+def test_a_failing_row_does_not_stop_the_next(monkeypatch, tmp_path, capsys):
+    """The first has too little time, whatever it is; the second is finished."""
+    (tmp_path / "out" / "done").mkdir(parents=True)
+    metrics = json.loads((ROOT / "benchmarks" / "results" / "recipes" / "cifar10_vgg6_small-seed0.json").read_text())
+    (tmp_path / "out" / "done" / "metrics.json").write_text(json.dumps(metrics))
+    plan = {"settings": [], "ann_share": 0.5, "measured": {"rest": 1.0, "validation": 1.0}, "imported": []}
+    for name in ("slow", "done"):
+        (tmp_path / f"{name}.yaml").write_text(TINY)
+        (tmp_path / "out" / f"{name}.plan.json").write_text(json.dumps(plan))
+    monkeypatch.setattr("table1.carry_out", lambda command: 0)
+    arguments = ["--minutes", "0.5", "--rows", *(str(tmp_path / f"{name}.yaml") for name in ("slow", "done"))]
+    arguments = table1.parse_arguments([*arguments, "--out", str(tmp_path / "out"), "--resume"])
+    with pytest.raises(table1.Table1Error, match=r"^slow: --minutes must leave the row .* got 0.2: --resume with more$"):
+        table1.fill(arguments)
+    assert "| cifar10_vgg6_small | 1 |" in (tmp_path / "out" / "table1.md").read_text()
+    assert "| cifar10_vgg6_small | 1 |" in capsys.readouterr().out
+
+
+def test_sigterm_reaches_the_run(tmp_path):
+    told = tmp_path / "told"
+    child = (
+        f"import pathlib, signal, sys, time; told = pathlib.Path({str(told)!r})\n"
+        "signal.signal(15, lambda *_: (told.touch(), sys.exit(143))); print('up', flush=True); time.sleep(60)"
+    )
+    code = (
+        f"import sys; sys.path.insert(0, {str(RECIPES)!r}); import table1; table1.carry_out([sys.executable, '-c', {child!r}])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "up\n"
+    process.terminate()
+    assert process.wait(timeout=30) == 143
+    assert told.exists(), "the run was asked, and waited for"
 
 
 def test_a_row_is_there_in_time_resumes_and_travels(tmp_path):

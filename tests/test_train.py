@@ -538,6 +538,37 @@ def test_chance(percent, classes, images, guessing):
     assert at_chance(percent, classes, images) is guessing
 
 
+def test_a_stage_ends_when_its_time_is_up_for_good(monkeypatch, trained_ann, tmp_path):
+    settings = ["--set", *LEARNT, "snn.epochs=9"]
+    train(monkeypatch, DIGITS, "--ann", trained_ann, "--out", tmp_path / "cut", "--until", "snn=0", *settings)
+    weights, results, history = outcome(tmp_path / "cut")
+    assert [entry["stage"] for entry in history] == ["ann"] * 6 + ["snn"], "it is measured where it was cut"
+    assert "step-00000001" in next((tmp_path / "cut" / "snn").glob("step-*1.*")).name
+    for gone in ("metrics.json", "results.json"):
+        (tmp_path / "cut" / gone).unlink()
+    train(monkeypatch, DIGITS, "--ann", trained_ann, "--out", tmp_path / "cut", "--resume", *settings)
+    assert outcome(tmp_path / "cut") == (weights, results, history)
+
+
+def test_a_run_starts_from_a_network(monkeypatch, trained_ann, tmp_path):
+    settings = ["--set", *LEARNT, "snn.max_steps=0"]
+    common = [DIGITS, "--ann", trained_ann]
+    train(monkeypatch, *common, "--out", tmp_path / "first", "--set", *LEARNT, "snn.max_steps=5")
+    train(monkeypatch, *common, "--out", tmp_path / "second", "--start", tmp_path / "first" / "model", *settings)
+    assert outcome(tmp_path / "second")[0] == outcome(tmp_path / "first")[0]
+    with pytest.raises(SystemExit, match=r"train.py: .*nowhere.* is missing|train.py: .*nowhere.*cannot be read"):
+        train(monkeypatch, *common, "--out", tmp_path / "third", "--start", tmp_path / "nowhere", *settings)
+    with pytest.raises(SystemExit, match="--start must be a network of the same layers"):
+        train(monkeypatch, DIGITS, "--out", tmp_path / "third", "--start", tmp_path / "first" / "model", "--set", *SHORT)
+
+
+def test_until_takes_stages_and_minutes(monkeypatch, tmp_path, capsys):
+    for pair in ("snn=soon", "both=1", "ann=-1", "ann"):
+        with pytest.raises(SystemExit):
+            train(monkeypatch, DIGITS, "--out", tmp_path, "--until", pair)
+        assert f"argument --until: must be ann=MINUTES or snn=MINUTES, MINUTES >= 0, got '{pair}'" in capsys.readouterr().err
+
+
 def test_a_network_that_starts_at_chance_may_train(monkeypatch, tmp_path):
     """As deep ones do for an epoch, and as networks do whose scale is 0.2: only a fall is a fault."""
     train(monkeypatch, DIGITS, "--out", tmp_path, "--set", *SHORT, "ann.lr=1e-6", "snn.lr=1e-6")

@@ -1,5 +1,6 @@
 """Learning rates in the unit that a spiking network has of its own: the firing threshold."""
 
+from math import isfinite
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ def parameter_groups(network: nn.Module, lr: float = 0.3, *, neuron_lr: float = 
         network: any module with single-spike neurons of either host, whose layers are registered in forward order: a weight
             belongs to the neuron or readout that is registered next. One behind the last threshold gets the last threshold.
         lr: share of a threshold, > 0.
-        neuron_lr: factor for thresholds, leaks, and what else there is with one dimension or none (biases), > 0.
+        neuron_lr: factor for thresholds, leaks, and what else there is with one dimension or none (biases), >= 0.
 
     Returns:
         One group for each parameter that requires gradients, with "lr" and "weight_decay" set.
@@ -43,26 +44,27 @@ def parameter_groups(network: nn.Module, lr: float = 0.3, *, neuron_lr: float = 
         ValueError: an argument leaves its range, or the network has no threshold.
     """
     check_positive("lr", lr)
-    check_positive("neuron_lr", neuron_lr)
-    found: list[tuple[str, nn.Parameter, float]] = []
-    waiting: list[tuple[str, nn.Parameter]] = []
+    if neuron_lr:
+        check_positive("neuron_lr", neuron_lr)
+    found: list[tuple[nn.Module, str, nn.Parameter, float]] = []
+    waiting: list[tuple[nn.Module, str, nn.Parameter]] = []
     unit: float | None = None
     for module in network.modules():
-        own = [(name, p) for name, p in module.named_parameters(recurse=False)]
+        own = [(module, name, p) for name, p in module.named_parameters(recurse=False)]
         threshold = threshold_of(module)
         if threshold is None:
             waiting += own
             continue
         unit = threshold
-        found += [(name, p, unit) for name, p in [*waiting, *own]]
+        found += [(*of, unit) for of in [*waiting, *own]]
         waiting = []
     if unit is None:
         raise ValueError(f"network must hold neurons with a threshold, got {type(network).__name__} without any")
-    found += [(name, p, unit) for name, p in waiting]
+    found += [(*of, unit) for of in waiting]
     groups: dict[nn.Parameter, dict[str, Any]] = {}
-    for name, parameter, threshold in found:
+    for module, name, parameter, threshold in found:
         if parameter.dim() > 1:
-            rate = threshold / parameter[0].numel()
+            rate = threshold / fan_in(module, parameter)
         else:
             rate = neuron_lr * (LEAK_UNIT if name in LEAKS else threshold)
         if parameter.requires_grad:
@@ -71,8 +73,17 @@ def parameter_groups(network: nn.Module, lr: float = 0.3, *, neuron_lr: float = 
 
 
 def threshold_of(module: nn.Module) -> float | None:
-    """Return the mean threshold of a neuron or readout, ours or a host's; None of any other module."""
+    """Return the mean threshold of a neuron or readout, ours or a host's; None of other modules, and of an infinite one."""
     threshold = getattr(module, "v_threshold", getattr(module, "threshold", None))
     if isinstance(threshold, Tensor):
-        return float(threshold.detach().mean())
-    return getattr(module, "v_threshold", None)
+        threshold = float(threshold.detach().mean())
+    elif not hasattr(module, "v_threshold"):  # nn.Threshold has a number of that name
+        threshold = None
+    return threshold if threshold is not None and isfinite(threshold) else None
+
+
+def fan_in(module: nn.Module, weight: Tensor) -> int:
+    """Return of how many inputs an output of the layer is a sum, at most."""
+    if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        return weight.numel() // weight.shape[1] // module.groups
+    return weight[0].numel()

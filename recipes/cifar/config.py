@@ -43,7 +43,7 @@ class Training:
     schedule: Literal["steps", "cosine"] = option("steps", "learning rate: times `decay` at each milestone, or half a cosine")
     milestones: list[float] = option([], "epochs at which the rate falls, for schedule=steps")
     decay: float = option(0.1, "factor at a milestone")
-    warmup: float = option(0.0, "epochs over which the rate first rises from 0")
+    warmup: float = option(0.0, "epochs over which the rate first rises from 0; half of all at most")
     label_smoothing: float = option(0.0, "share of the target spread over all classes")
     clip: float = option(0.0, "largest gradient norm; 0 clips nothing")
     max_steps: int | None = option(None, "end after so many optimiser steps, to try a config out; null trains all epochs")

@@ -1,8 +1,10 @@
 """How long the parts of a run take on the device at hand, by doing a little of each."""
 
+import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,14 +29,26 @@ IMAGES = 1000
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of an epoch of each kind, its validation included, and of all that is not training."""
+    """Seconds of an epoch of each kind, its validation included, of that validation alone, and of all that is not training."""
 
     ann: float
     one_step: float
     all_steps: float
+    validation: float
     rest: float
 
 
+@contextmanager
+def termination_as_it_was() -> Iterator[None]:
+    """Put back what SIGTERM did before."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+@termination_as_it_was()
 def measure(config: Config, data: Data, fabric: Fabric, ann: torch.nn.Module, ann_loss: Loss, *, recorded: bool) -> Times:
     """Time training steps and evaluation with an untrained network; weights change, files are not left behind.
 
@@ -77,11 +91,13 @@ def measure(config: Config, data: Data, fabric: Fabric, ann: torch.nn.Module, an
         ann_epoch = epoch(Stage("ann", config.ann, ann_loss, Checkpoints(Path(folder) / "ann", {}), lambda _: None), ann)
         ann_looking = image_time(lambda part: accuracy(ann, part, fabric), data.validation)
     held_out, tested = len(data.validation), len(data.test)
+    validation = 1.5 * looking * held_out  # with spikes and health
     plain = config.conversion_images * config.conversion_T + config.calibration_images * config.calibration_T
     return Times(
         ann=ann_epoch + ann_looking * held_out,
-        one_step=one_step + looking * 1.5 * held_out,  # with spikes and health
-        all_steps=all_steps + looking * 1.5 * held_out,
+        one_step=one_step + validation,
+        all_steps=all_steps + validation,
+        validation=validation,
         rest=3 * converting + looking * (len(config.threshold_scales) * held_out + 3 * tested) + ann_looking * (tested + plain),
     )
 

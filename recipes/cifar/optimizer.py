@@ -47,9 +47,9 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float, device: torch.device) 
 def rate(settings: Training, step: int, steps_per_epoch: int, planned: int) -> float:
     """Return the factor on the learning rate at a step."""
     epoch = step / steps_per_epoch
-    if epoch < settings.warmup:
-        return min(1.0, (step + 1) / (settings.warmup * steps_per_epoch))
+    warmup = min(settings.warmup * steps_per_epoch, planned / 2)
+    if step < warmup:
+        return min(1.0, (step + 1) / warmup)
     if settings.schedule == "cosine":
-        warmup = settings.warmup * steps_per_epoch
         return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / (planned - warmup))
     return settings.decay ** sum(int(epoch) >= milestone for milestone in settings.milestones)

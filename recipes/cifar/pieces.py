@@ -34,8 +34,7 @@ def write_pieces(stem: Path, state: Mapping[str, Tensor], about: dict[str, Any],
         piece_mb: largest size of a piece, in 10^6 bytes.
 
     Raises:
-        PieceError: a number does not fit float16.
-        ValueError: `piece_mb` leaves no room beside a piece's description.
+        PieceError: a number does not fit float16, or `piece_mb` leaves no room beside a piece's description.
     """
     arrays = {name: tensor.detach().cpu().half().contiguous() for name, tensor in state.items() if tensor.dim()}
     for name, array in arrays.items():
@@ -50,7 +49,7 @@ def write_pieces(stem: Path, state: Mapping[str, Tensor], about: dict[str, Any],
     }
     room = int(piece_mb * 1e6) - len(MAGIC) - len(json.dumps(whole)) - 200
     if room < 1:
-        raise ValueError(
+        raise PieceError(
             f"piece_mb must leave room for numbers beside {len(json.dumps(whole))} bytes about them, got {piece_mb}"
         )
     parts = [content[start : start + room] for start in range(0, max(1, len(content)), room)]

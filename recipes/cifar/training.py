@@ -293,9 +293,13 @@ class Trainer:
             return
         self.require_finite_loss()
         if progress.step % self.steps_per_epoch and progress.step != self.total:  # the end of an epoch was looked at
-            images = self.data.validation.head(CHECKED_IMAGES)
+            images, T = self.data.validation.head(CHECKED_IMAGES), self.trained_timesteps
+            if T is not None:
+                self.network.T = self.runtime.config.T
             self.require_alive(accuracy(self.network, images, self.fabric), len(images))
             self.network.train()
+            if T is not None:
+                self.network.T = T
         broken = [name for name, parameter in self.network.named_parameters() if not parameter.isfinite().all()]
         if broken:
             raise TrainingError(self.not_finite(f"the weights {', '.join(broken)}"))
@@ -317,10 +321,12 @@ class Trainer:
 
     def require_alive(self, found: float, images: int) -> None:
         """Raise a DeadTrainingError if the network, with this validation accuracy over so many images, will not recover."""
-        stage, step = self.stage, self.progress.step
+        stage, step, classes = self.stage, self.progress.step, self.data.classes
+        if not at_chance(found, classes, images):
+            return
         best = max([stage.accuracy, *(entry["validation_accuracy"] for entry in self.progress.history)])
         reason = None
-        if at_chance(found, self.data.classes, images) and not at_chance(best, self.data.classes, images):
+        if not at_chance(best, classes, images, deviations=8):  # a network that was about there may go up and down
             reason = f"its validation accuracy is {found:.1f} %, chance, and was {best:.1f} %"
         if dead := stage.dead_layers(self.network):
             reason = (
@@ -339,10 +345,10 @@ class Trainer:
         return f"{when}: {self.stage.checkpoints.last()}; lower {name}.lr or set {name}.clip"
 
 
-def at_chance(accuracy: float, classes: int, images: int) -> bool:
-    """Whether an accuracy in percent over so many images is no better than guessing: by at most four standard deviations."""
+def at_chance(accuracy: float, classes: int, images: int, deviations: float = 4) -> bool:
+    """Whether an accuracy in percent over so many images is better than guessing by so many standard deviations at most."""
     guess = 1 / classes
-    return accuracy <= 100 * (guess + 4 * math.sqrt(guess * (1 - guess) / images))
+    return accuracy <= 100 * (guess + deviations * math.sqrt(guess * (1 - guess) / images))
 
 
 def shortened(entry: dict[str, Any]) -> dict[str, str]:

@@ -25,10 +25,10 @@ def fit_one_spike(ann: nn.Module, images: Tensor, *, threshold_factor: float = 1
 
         v_c = argmax_v Cov(a_c, 1[s_c > v])^2 / Var 1[s_c > v]      what explains most of the variance of channel c
         g_c = E[a_c | s_c > v_c] - E[a_c | s_c <= v_c]              what a spike stands for
-        V = median of v_c;    rows of W: times V / v_c;    columns of the next W: times g_c
+        V = 1;    rows of W: times 1 / v_c;    columns of the next W: times g_c
 
-    A spike is 1, and a layer has one threshold, so both factors go into the weights: currents and logits keep the unit of the
-    ANN's. What a spike cannot say, the mean, is left to the next thresholds.
+    A spike is 1, and a layer has one threshold, so both factors go into the weights: currents are in units of the threshold,
+    the logits in those of the ANN. What a spike cannot say, the mean, is left to the next thresholds.
 
         fitted, thresholds = fit_one_spike(ann, images)
         network = convert(fitted, images, thresholds=thresholds, threshold_scale=1.0)
@@ -40,7 +40,7 @@ def fit_one_spike(ann: nn.Module, images: Tensor, *, threshold_factor: float = 1
         threshold_factor: on every v_c: above 1 for fewer spikes, below for more.
 
     Returns:
-        A copy of the ANN to convert in its place, which as an ANN computes nothing of use, and path of each ReLU -> threshold.
+        A copy of the ANN to convert in its place, which as an ANN computes nothing of use, and path of each ReLU -> 1.0.
 
     Raises:
         ConversionError: the ANN cannot be converted, or a layer gets no positive current.
@@ -51,6 +51,12 @@ def fit_one_spike(ann: nn.Module, images: Tensor, *, threshold_factor: float = 1
     check_images(layers, images)
     if len(images) < 2:
         raise ValueError(f"images must hold at least two images, got shape {tuple(images.shape)}")
+    plain = dict(ann.named_parameters())
+    for name in weights:
+        if f"{name}.weight" not in plain:
+            raise ConversionError(
+                f"{name}: its weight must be a plain parameter to be rescaled: remove pruning or parametrisation"
+            )
     modules = build_modules(layers, weights)
     for module in modules.values():
         module.eval()
@@ -66,13 +72,18 @@ def fit_one_spike(ann: nn.Module, images: Tensor, *, threshold_factor: float = 1
             source = layer.name if layer.kind in WEIGHTED else source
             activation, current = modules[layer.name](activation), modules[layer.name](current)
             continue
+        if current.shape[1] != len(factors[source]) or (current.dim() > 2 and isinstance(modules[source], nn.Linear)):
+            raise ConversionError(
+                f"{layer.name}: its input must be [N, channels, *] of {source} for a threshold by channel, got "
+                f"{tuple(current.shape)}: use calibrate_thresholds"
+            )
         activation = F.relu(activation)
         try:
             v_threshold, gain = best_bits(by_channel(current), by_channel(activation), threshold_factor)
         except ValueError as error:
-            raise ConversionError(f"{layer.name}: {error}: train the ANN further") from error
-        thresholds[layer.name] = v_threshold.median().item()
-        factors[source] *= (thresholds[layer.name] / v_threshold).view(-1, *[1] * (factors[source].dim() - 1))
+            raise ConversionError(f"{layer.name}: {error}") from error
+        thresholds[layer.name] = 1.0
+        factors[source] /= v_threshold.view(-1, *[1] * (factors[source].dim() - 1))
         scale_columns(factors[following[source]], modules[following[source]], gain)
         shape = (1, -1, *[1] * (current.dim() - 2))
         current = (current > v_threshold.view(shape)).to(current.dtype) * gain.view(shape)
@@ -103,18 +114,21 @@ def best_bits(current: Tensor, activation: Tensor, threshold_factor: float) -> t
     falling, order = current.sort(dim=1, descending=True)
     sums = activation.gather(1, order).cumsum(1, dtype=torch.float64)
     n = current.shape[1]
-    above = torch.arange(1, n, device=current.device)  # how many lie above each gap
+    above = torch.arange(1, n, device=current.device, dtype=torch.float64)  # how many lie above each gap
     explained = (sums[:, :-1] - above / n * sums[:, -1:]).square() / (above * (1 - above / n))
-    allowed = (falling[:, 1:] > LOWEST * falling[:, :1].max()) & (falling[:, 1:] < falling[:, :-1])
-    best = torch.where(allowed, explained, -1.0).argmax(1, keepdim=True)
     # Half-way between two currents: a rounding of the rescaled weights moves no spike.
-    v_threshold = threshold_factor * (falling.gather(1, best) + falling.gather(1, best + 1)) / 2
+    middle = (falling[:, 1:] + falling[:, :-1]) / 2
+    allowed = (middle > LOWEST * falling[:, :1].max()) & (falling[:, 1:] < falling[:, :-1])
+    best = torch.where(allowed, explained, -1.0).argmax(1, keepdim=True)
+    v_threshold = threshold_factor * middle.gather(1, best)
     spikes = current > v_threshold
     fired = spikes.sum(1)
     gain = (activation * spikes).sum(1) / fired - (activation * ~spikes).sum(1) / (n - fired)
     divided = allowed.any(1) & (gain > 0)  # NaN, where the factor left no spike, is not above 0
     if not divided.any():
-        raise ValueError("no threshold divides its currents on these images")
+        if allowed.any():
+            raise ValueError(f"threshold_factor must leave spikes, got {threshold_factor}")
+        raise ValueError("no threshold divides its currents on these images: train the ANN further")
     return (
         torch.where(divided, v_threshold[:, 0], v_threshold[divided].median()),
         torch.where(divided, gain, gain[divided].median()),

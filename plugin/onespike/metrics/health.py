@@ -84,8 +84,8 @@ class NetworkHealth:
     layer is from that. `docs/training.md` says what to do about it.
 
     Args:
-        network: any module that holds `SingleSpikeLIFNode`s or `SingleSpikeLeaky`s, in training or in eval mode. Its traces are
-            kept while it is watched, T x N x neurons float32 numbers of one layer at a time in step mode "m".
+        network: any module that holds `SingleSpikeLIFNode`s or `SingleSpikeLeaky`s, called step by step, in training or not. In
+            step mode "m" a layer's trace, T x N x neurons float32 numbers, is held while it runs.
 
     Attributes:
         layers: name of each neuron layer -> what was seen, in the order of the modules.
@@ -108,9 +108,10 @@ class NetworkHealth:
 
     def __enter__(self) -> Self:
         for name, node in self._nodes.items():
-            self._undo.append(node.register_forward_hook(partial(self._see, self.layers[name])).remove)
-            if isinstance(node, SingleSpikeLIFNode):
-                self._undo.append(partial(setattr, node, "store_v_seq", node.store_v_seq))
+            forget = not getattr(node, "store_v_seq", True)
+            self._undo.append(node.register_forward_hook(partial(self._see, self.layers[name], forget)).remove)
+            if isinstance(node, SingleSpikeLIFNode) and not node.store_v_seq:
+                self._undo.append(partial(setattr, node, "store_v_seq", False))
                 node.store_v_seq = True
         return self
 
@@ -127,7 +128,10 @@ class NetworkHealth:
         """
         for name, layer in self.layers.items():
             if not layer.potentials:
-                raise RuntimeError(f"{name} has not run: call the network inside the `with` block")
+                raise RuntimeError(
+                    f"{name} has not run: call the network inside the `with` block (a SingleSpikeLeaky step by step: what goes "
+                    "through its `sequence` is not seen)"
+                )
         return [name for name, layer in self.layers.items() if layer.dead]
 
     def as_dict(self) -> dict[str, dict[str, float | None]]:
@@ -139,26 +143,32 @@ class NetworkHealth:
         width = max(5, *map(len, self.layers))
         lines = [f"{'layer':<{width}}" + "".join(f"{column:>11}" for column in COLUMNS)]
         for name, layer in self.layers.items():
-            values = [getattr(layer, column) for column in COLUMNS]
-            cells = [f"{value:11.3f}" for value in values[:-1]] + [
-                f"{'-':>11}" if values[-1] is None else f"{values[-1]:11.1e}"
-            ]
-            lines.append(f"{name:<{width}}" + "".join(cells) + ("  dead" if layer.dead else ""))
+            shares = "".join(f"{getattr(layer, column):11.3f}" for column in COLUMNS[:-1])
+            gradient = "-" if layer.gradient is None else f"{layer.gradient:.1e}"
+            remark = ("  dead" if layer.dead else "") if layer.potentials else "  has not run"
+            lines.append(f"{name:<{width}}{shares}{gradient:>11}{remark}")
         return "\n".join(lines)
 
     @staticmethod
     @torch.no_grad()
-    def _see(layer: LayerHealth, node: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def _see(layer: LayerHealth, forget: bool, node: Any, inputs: tuple[Any, ...], output: Any) -> None:
         x = inputs[0]
         spikes, potential, v_threshold, leading = seen_of(node, output)
+        if forget:
+            node.v_seq = None
         layer.potentials += potential.numel()
-        layer.spikes = layer.spikes + spikes.sum(tuple(range(leading)))
+        counted = spikes.sum(tuple(range(leading)), dtype=torch.float32)
+        if isinstance(layer.spikes, Tensor) and layer.spikes.shape != counted.shape:
+            before, now = tuple(layer.spikes.shape), tuple(counted.shape)
+            raise ValueError(f"a layer's neurons must stay the same while it is watched, got {before}, then {now}")
+        layer.spikes = layer.spikes + counted
         layer.below = layer.below + (potential <= 0).sum()
         layer.within = layer.within + ((potential > 0) & (potential < 2 * v_threshold)).sum()
         layer.above = layer.above + (potential >= 2 * v_threshold).sum()
 
         def arrived(gradient: Tensor) -> None:
-            layer.squared_gradient = layer.squared_gradient + (gradient * v_threshold).square().sum(dtype=torch.float64)
+            scaled = gradient.detach().double() * v_threshold
+            layer.squared_gradient = layer.squared_gradient + scaled.square().sum()
             layer.gradients += gradient.numel()
 
         if x.requires_grad:
