@@ -25,7 +25,7 @@ from cifar.loss import distilled
 from cifar.optimizer import make_optimizer, rate
 from cifar.spent import joules_used
 from cifar.termination import Termination
-from cifar.training import Trainer, at_chance
+from cifar.training import Trainer, at_chance, phase_of
 from onespike.conversion import SpikingNetwork
 from onespike.functional import Readout
 from onespike.models import vgg
@@ -433,6 +433,10 @@ GROWN = ["calibration=one_spike", "threshold_scales=[1.0]", "one_step=0.5", "dis
 GROWN += ["snn.optimizer=adam", "snn.neuron_lr=0.01", "snn.warmup=0.2", "init=fan_in"]
 
 
+LAST_OF_13 = 0.3 * (0.5 + 0.5 * math.cos(math.pi * (12 - 2.6) / (13 - 2.6)))
+"""The rate of the last step of an epoch that is a cosine of its own, after a warm-up of a fifth."""
+
+
 def test_a_run_goes_on_where_its_steps_grow(monkeypatch, tmp_path):
     """From the last step with T = 1: 13 steps make an epoch, the second one has T = 5."""
     settings = ["--save-every", 0, "--set", *SHORT, *GROWN]
@@ -449,12 +453,33 @@ def test_a_run_goes_on_where_its_steps_grow(monkeypatch, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(monkeypatch, DIGITS, "--out", tmp_path / "parts", *settings)
     train(monkeypatch, DIGITS, "--out", tmp_path / "parts", "--resume", *settings)
+    assert [entry["lr"] for entry in outcome(tmp_path / "whole")[2][-2:]] == pytest.approx([LAST_OF_13, LAST_OF_13])
     assert {T for name, step, T in seen if name == "snn" and step < 13} == {1}
     assert {T for name, step, T in seen if name == "snn" and step >= 13} == {5}
     assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
     entry = outcome(tmp_path / "whole")[2][-1]
     assert all(0 < share <= 1 for share in entry["support"].values())
     assert all(gradient > 0 for gradient in entry["gradient"].values())
+
+
+def test_the_optimiser_begins_afresh_where_the_steps_grow(monkeypatch, tmp_path):
+    advance, moved = Trainer.advance, {}
+
+    def watch(trainer, batch):
+        if trainer.stage.name == "snn" and trainer.progress.step in (12, 13):
+            moved[trainer.progress.step] = len(trainer.optimizer.optimizer.state)
+        advance(trainer, batch)
+
+    monkeypatch.setattr(Trainer, "advance", watch)
+    train(monkeypatch, DIGITS, "--out", tmp_path, "--set", *SHORT, *GROWN, "snn.max_steps=14")
+    assert moved[12] > 0
+    assert moved[13] == 0
+
+
+def test_phases():
+    steps = [1, 1, 1, 5, 5, 10]
+    assert [phase_of(epoch, 6, lambda e: steps[e]) for epoch in range(6)] == [(0, 3)] * 3 + [(3, 5)] * 2 + [(5, 6)]
+    assert phase_of(2, 6, None) == (0, 6)
 
 
 def test_two_processes_grow_their_steps_as_one(monkeypatch, tmp_path):

@@ -65,7 +65,8 @@ class Stage:
         loss: maps (output, target, images) to the mean over a batch.
         describe: what else an epoch's line of the history should say about the network.
         dead_layers: names of the layers through which no gradient gets any more.
-        timesteps: by how many time steps an epoch, counted from 0, trains; None of a network that has none.
+        timesteps: by how many time steps an epoch, counted from 0, trains; None of a network that has none. Where their number
+            changes, the optimiser begins afresh and so does its schedule: Adam's averages are of gradients of another size.
         accuracy: on the validation split before training, in percent; 0 where that is chance.
         checkpoints: where the stage is kept.
         log: is called with the history when it has grown.
@@ -118,9 +119,8 @@ class Trainer:
         self.stage, self.network, self.runtime = stage, network, runtime
         self.fabric, self.data = runtime.fabric, runtime.data
         self.steps_per_epoch = -(-len(self.data.train) // stage.settings.batch_size)
-        self.planned = stage.settings.epochs * self.steps_per_epoch
-        limit = stage.settings.max_steps
-        self.total = self.planned if limit is None else min(self.planned, limit)
+        planned, limit = stage.settings.epochs * self.steps_per_epoch, stage.settings.max_steps
+        self.total = planned if limit is None else min(planned, limit)
         optimizer = make_optimizer(network, stage.settings)
         self.progress = Progress()
         self.saved_step = -1
@@ -140,6 +140,7 @@ class Trainer:
         self.model, self.optimizer = self.fabric.setup(torch.compile(network) if runtime.config.compile else network, optimizer)
         self.replayed: Replayed | None = None
         self.trained_timesteps: int | None = None
+        self.phase = (0, stage.settings.epochs)
         self.started = time.monotonic() - self.progress.seconds
         self.saved_at = -math.inf if saved is None else time.monotonic()
 
@@ -192,6 +193,9 @@ class Trainer:
         T = self.stage.timesteps and self.stage.timesteps(epoch)
         if T is not None:
             self.network.T = T
+        self.phase = phase_of(epoch, self.stage.settings.epochs, self.stage.timesteps)
+        if 0 < self.phase[0] * self.steps_per_epoch == self.progress.step:
+            self.optimizer.optimizer.state.clear()
         if self.runtime.recorded and (self.replayed is None or T not in (None, self.trained_timesteps)):
             self.replayed = None  # the recording has memory of its own
             self.replayed = Replayed(self.step, self.stage.settings.batch_size, partial(capture, self.optimizer.optimizer))
@@ -199,9 +203,9 @@ class Trainer:
 
     def advance(self, batch: Epoch) -> None:
         """Take the next optimiser step."""
-        stage, settings, step = self.stage, self.stage.settings, self.progress.step
+        stage, step = self.stage, self.progress.step
         torch.manual_seed(seed_of(self.runtime.config.seed, stage.name, "step", step, self.fabric.global_rank))
-        set_rate(self.optimizer, settings.lr * rate(settings, step, self.steps_per_epoch, self.planned), self.fabric.device)
+        set_rate(self.optimizer, self.rate_at(step), self.fabric.device)
         (self.replayed or self.step)(batch)
         self.progress.step += 1
         if self.looks():
@@ -229,6 +233,12 @@ class Trainer:
         self.optimizer.zero_grad()
         project_net(self.network)
 
+    def rate_at(self, step: int) -> float:
+        """Return the learning rate of a step of the running phase."""
+        settings, steps = self.stage.settings, self.steps_per_epoch
+        first, last = self.phase
+        return settings.lr * rate(settings, step - first * steps, steps, (last - first) * steps)
+
     def looks(self) -> bool:
         """Whether it is time to look at numbers on the device and at other processes, which makes them wait."""
         step = self.progress.step
@@ -236,13 +246,13 @@ class Trainer:
 
     def close_epoch(self, epoch: int, seen: int) -> None:
         """Add an epoch, over `seen` images, to the history."""
-        stage, settings, fabric = self.stage, self.stage.settings, self.fabric
+        stage, fabric = self.stage, self.fabric
         if stage.timesteps is not None:
             self.network.T = self.runtime.config.T
         entry = {
             "stage": stage.name,
             "epoch": epoch + 1,
-            "lr": settings.lr * rate(settings, self.progress.step - 1, self.steps_per_epoch, self.planned),
+            "lr": self.rate_at(self.progress.step - 1),
             "loss": fabric.all_reduce(self.loss, reduce_op="sum").item() / seen,
             "training_accuracy": 100 * fabric.all_reduce(self.hits, reduce_op="sum").item() / seen,
             "validation_accuracy": accuracy(self.network, self.data.validation, fabric),
@@ -343,6 +353,18 @@ class Trainer:
         name = self.stage.name
         when = f"{what} became NaN or infinite by step {self.progress.step}"
         return f"{when}: {self.stage.checkpoints.last()}; lower {name}.lr or set {name}.clip"
+
+
+def phase_of(epoch: int, epochs: int, timesteps: Callable[[int], int] | None) -> tuple[int, int]:
+    """Return the first epoch, and the one after the last, of those around `epoch` that train the same number of time steps."""
+    if timesteps is None:
+        return 0, epochs
+    first, last, T = epoch, epoch + 1, timesteps(epoch)
+    while first > 0 and timesteps(first - 1) == T:
+        first -= 1
+    while last < epochs and timesteps(last) == T:
+        last += 1
+    return first, last
 
 
 def at_chance(accuracy: float, classes: int, images: int, deviations: float = 4) -> bool:
