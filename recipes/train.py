@@ -30,7 +30,7 @@ from torch import nn
 from cifar import results as outcome
 from cifar.checkpoint import CheckpointError, Checkpoints, differences, require_one_folder
 from cifar.config import Config, ConfigError, explain, load_config
-from cifar.conversion import choose_thresholds, describe, health, plain_accuracy, spiking_network
+from cifar.conversion import blocked, choose_thresholds, describe, health, plain_accuracy, spiking_network
 from cifar.data import Data, DataError, load_data
 from cifar.graph import GraphError, why_not_recorded
 from cifar.loggers import LoggerError, Loggers, require
@@ -218,7 +218,10 @@ def snn_stage(
         checkpoints,
         log,
         describe=partial(describe, validation=validation),
-        dead_layers=lambda network: health(network, validation).dead,
+        dead_layers=lambda network: blocked(health(network, validation)),
+        lr_factor=lambda T: (
+            1 / sum(config.leak**k for k in range(T)) if config.snn.relative else 1.0
+        ),  # a potential is such a sum
         timesteps=lambda epoch: 1 if epoch < round(config.one_step * config.snn.epochs) else config.T,
         accuracy=conversion["validation_accuracy"][str(conversion["scale"])],
     )

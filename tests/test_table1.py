@@ -196,7 +196,7 @@ def test_a_row_is_there_in_time_resumes_and_travels(tmp_path):
     assert seconds < 60 * MINUTES
     assert "| tiny | 1 |" in (tmp_path / "first" / "table1.md").read_text()
     first = json.loads((tmp_path / "first" / "tiny" / "metrics.json").read_text())
-    assert first["results"]["trained"]["accuracy"]["potential"] > 50
+    assert first["results"]["trained"]["accuracy"]["potential"] > 20
 
     done, seconds = fill("first", "--minutes", MINUTES)
     assert done.returncode == 1

@@ -453,7 +453,7 @@ def test_a_run_goes_on_where_its_steps_grow(monkeypatch, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(monkeypatch, DIGITS, "--out", tmp_path / "parts", *settings)
     train(monkeypatch, DIGITS, "--out", tmp_path / "parts", "--resume", *settings)
-    assert [entry["lr"] for entry in outcome(tmp_path / "whole")[2][-2:]] == pytest.approx([LAST_OF_13, LAST_OF_13])
+    assert [entry["lr"] for entry in outcome(tmp_path / "whole")[2][-2:]] == pytest.approx([LAST_OF_13, LAST_OF_13 / 5])
     assert {T for name, step, T in seen if name == "snn" and step < 13} == {1}
     assert {T for name, step, T in seen if name == "snn" and step >= 13} == {5}
     assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")

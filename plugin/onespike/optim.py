@@ -29,7 +29,8 @@ def parameter_groups(network: nn.Module, lr: float = 0.3, *, neuron_lr: float = 
 
         optimizer = torch.optim.Adam(parameter_groups(network), eps=ADAM_EPS)
 
-    Leave Adam's `amsgrad` off, and let the rate rise over the first tenth of the steps.
+    Leave Adam's `amsgrad` off, and let the rate rise over the first tenth of the steps. A potential adds up the currents of T
+    steps: for T above 1 give lr / (1 + leak + ... + leak^(T-1)).
 
     Args:
         network: any module with single-spike neurons of either host, whose layers are registered in forward order: a weight

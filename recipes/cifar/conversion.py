@@ -122,6 +122,12 @@ def health(network: SpikingNetwork, validation: Split) -> NetworkHealth:
     return seen
 
 
+def blocked(seen: NetworkHealth) -> list[str]:
+    """Return the dead layers, if no gradient at all arrives at the first one."""
+    first = next(iter(seen.layers.values()))
+    return [] if first.gradient else seen.dead
+
+
 def describe(network: SpikingNetwork, validation: Split) -> dict[str, Any]:
     """Return what an epoch's line of the history says about a spiking network."""
     activity = watch(network, validation, DESCRIBED_IMAGES)

@@ -67,6 +67,7 @@ class Stage:
         dead_layers: names of the layers through which no gradient gets any more.
         timesteps: by how many time steps an epoch, counted from 0, trains; None of a network that has none. Where their number
             changes, the optimiser begins afresh and so does its schedule: Adam's averages are of gradients of another size.
+        lr_factor: on the learning rate, by the number of time steps.
         accuracy: on the validation split before training, in percent; 0 where that is chance.
         checkpoints: where the stage is kept.
         log: is called with the history when it has grown.
@@ -80,6 +81,7 @@ class Stage:
     describe: Callable[[Any], dict[str, Any]] = lambda _: {}
     dead_layers: Callable[[Any], list[str]] = lambda _: []
     timesteps: Callable[[int], int] | None = None
+    lr_factor: Callable[[int], float] = lambda _: 1.0
     accuracy: float = 0.0
 
 
@@ -237,7 +239,8 @@ class Trainer:
         """Return the learning rate of a step of the running phase."""
         settings, steps = self.stage.settings, self.steps_per_epoch
         first, last = self.phase
-        return settings.lr * rate(settings, step - first * steps, steps, (last - first) * steps)
+        factor = 1.0 if self.trained_timesteps is None else self.stage.lr_factor(self.trained_timesteps)
+        return factor * settings.lr * rate(settings, step - first * steps, steps, (last - first) * steps)
 
     def looks(self) -> bool:
         """Whether it is time to look at numbers on the device and at other processes, which makes them wait."""
