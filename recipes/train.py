@@ -30,7 +30,7 @@ from torch import nn
 from cifar import results as outcome
 from cifar.checkpoint import CheckpointError, Checkpoints, differences, require_one_folder
 from cifar.config import Config, ConfigError, explain, load_config
-from cifar.conversion import blocked, choose_thresholds, describe, health, plain_accuracy, spiking_network
+from cifar.conversion import blocked, calibration_images, choose_thresholds, describe, health, plain_accuracy, spiking_network
 from cifar.data import Data, DataError, load_data
 from cifar.graph import GraphError, why_not_recorded
 from cifar.loggers import LoggerError, Loggers, require
@@ -130,6 +130,8 @@ def run(arguments: argparse.Namespace) -> None:  # noqa: PLR0915  (the pipeline,
         checkpoints = Checkpoints(out / "snn", settings)
         stage = snn_stage(ann, conversion, runtime, checkpoints, lambda history: log(ann_progress.history + history))
         snn_progress = Trainer(stage, network, runtime).fit()
+        if config.one_step == 1:  # of spike times it has learnt nothing
+            network.calibrate_readout(calibration_images(data, config))
     with spent("evaluation"):
         results = evaluate(out / "results.json", ann, conversion, untrained, network, runtime)
     if loggers is None:

@@ -102,10 +102,11 @@ def test_epochs_fill_the_time():
     without = table1.choose_epochs(1000, times, {kind: s for kind, s in table1.SHARES.items() if kind != "ann"})
     assert without["ann"] == 1
     assert without["one_step"] > found["one_step"]
-    assert table1.choose_epochs(1e6, times, table1.SHARES) == dict.fromkeys(table1.SHARES, table1.MOST_EPOCHS)
-    assert table1.choose_epochs(1e6, times, {"ann": 0.5, "all_steps": 0.5})["one_step"] == 0
-    with pytest.raises(table1.Table1Error, match=r"--minutes must leave 0.25 minutes a row .* got 0.20"):
-        table1.choose_epochs(12, times, table1.SHARES)
+    most = table1.MOST_EPOCHS
+    assert table1.choose_epochs(1e6, times, table1.SHARES) == {"ann": most, "one_step": most, "all_steps": 0}
+    assert table1.choose_epochs(1e6, times, {"all_steps": 0.5}) == {"ann": 1, "one_step": 0, "all_steps": most}
+    with pytest.raises(table1.Table1Error, match=r"--minutes must leave 0.08 minutes a row .* got 0.07"):
+        table1.choose_epochs(4, times, table1.SHARES)
 
 
 def run(monkeypatch, *arguments):

@@ -476,6 +476,19 @@ def test_the_optimiser_begins_afresh_where_the_steps_grow(monkeypatch, tmp_path)
     assert moved[13] == 0
 
 
+def test_the_output_threshold_is_calibrated_where_the_first_step_alone_was_trained(monkeypatch, tmp_path):
+    settings = [*SHORT, *GROWN, "snn.max_steps=5"]
+    thresholds = {}
+    for share in (0.5, 1.0):
+        train(monkeypatch, DIGITS, "--out", tmp_path / str(share), "--set", *settings, f"one_step={share}")
+        network = SpikingNetwork.load(tmp_path / str(share) / "model")
+        data = load_data(load_config([DIGITS], settings), Path("nowhere"), torch.device("cpu"))
+        kept = network.readout.v_threshold.item()
+        network.calibrate_readout(data.train.plain(slice(0, 32))[0])
+        thresholds[share] = kept == pytest.approx(network.readout.v_threshold.item(), rel=1e-5)
+    assert thresholds == {0.5: False, 1.0: True}
+
+
 def test_phases():
     steps = [1, 1, 1, 5, 5, 10]
     assert [phase_of(epoch, 6, lambda e: steps[e]) for epoch in range(6)] == [(0, 3)] * 3 + [(3, 5)] * 2 + [(5, 6)]

@@ -96,7 +96,10 @@ class Config:
     beta: float = option(0.2, "half-width of the spike time's surrogate, as a share of the output threshold")
     time_gradient: Literal["threshold", "full", "off", "eq17"] = option("threshold", "who receives the spike time's gradient")
     snn_dropout: float = option(0.2, "dropout of the SNN, one mask for all steps of an image")
-    one_step: float = option(0.0, "share of the SNN's epochs, the first ones, that train the first time step alone")
+    one_step: float = option(
+        0.0,
+        "share of the SNN's epochs, the first ones, that train t = 1 alone; where all of them do, V_L is calibrated anew",
+    )
     distillation: float = option(0.0, "weight of the divergence from the ANN's softened logits in the SNN's loss")
     temperature: float = option(2.0, "by which both logits are divided for it")
     snn: Training = option(
