@@ -341,7 +341,8 @@ class Trainer:
         reason = None
         if not at_chance(best, classes, images, deviations=8):  # a network that was about there may go up and down
             reason = f"its validation accuracy is {found:.1f} %, chance, and was {best:.1f} %"
-        if dead := stage.dead_layers(self.network):
+        between = step % self.steps_per_epoch and step != self.total  # where gradients of few images may all be 0 for a while
+        if not between and (dead := stage.dead_layers(self.network)):
             reason = (
                 f"hardly a potential of layer {', '.join(dead)} is within the surrogate's support: no gradient gets through"
             )
