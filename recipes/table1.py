@@ -44,8 +44,7 @@ from onespike.conversion.storage import write_atomically
 CONFIGS = Path(__file__).parent / "configs"
 ROWS = ("cifar10_vgg16", "cifar100_vgg16", "cifar10_vgg11", "cifar10_vgg6")
 SHARES = {"ann": 0.3, "one_step": 0.7}
-"""How the time that is left for training is divided; docs/training.md has the measurements behind it."""
-KINDS = ("ann", "one_step", "all_steps")
+"""How the time that is left for training is divided: a first guess, not tuned. All steps after the first one did harm."""
 SAME_NETWORK = ("dataset", "model", "width", "hidden")
 """What an imported network and its row must have in common."""
 PLANNED = ("ann.epochs", "snn.epochs", "one_step")
@@ -230,7 +229,7 @@ def make_plan(row: Row, minutes: float, imported: Networks, arguments: argparse.
 
 
 def choose_epochs(seconds: float, times: Times, shares: dict[str, float]) -> dict[str, int]:
-    """Divide seconds of training among the epochs of each kind; at least one of each, and of an ANN that is there the most.
+    """Divide seconds of training among the epochs of each kind; at least one of each; an ANN that is there counts as one.
 
     Raises:
         Table1Error: one epoch of each kind does not fit.
@@ -242,7 +241,8 @@ def choose_epochs(seconds: float, times: Times, shares: dict[str, float]) -> dic
         )
     spare, total = seconds - least, sum(shares.values())
     chosen = {kind: 1 + int(spare * share / total / getattr(times, kind)) for kind, share in shares.items()}
-    return {"ann": 1, **{kind: min(MOST_EPOCHS, chosen.get(kind, 0)) for kind in KINDS if kind in chosen or kind != "ann"}}
+    least_epochs = {"ann": 1, "one_step": 0, "all_steps": 0}
+    return least_epochs | {kind: min(MOST_EPOCHS, epochs) for kind, epochs in chosen.items()}
 
 
 def plant(row: Row, config: Config, imported: Networks, data: Data) -> None:

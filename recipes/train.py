@@ -34,7 +34,7 @@ from cifar.conversion import blocked, calibration_images, choose_thresholds, des
 from cifar.data import Data, DataError, load_data
 from cifar.graph import GraphError, why_not_recorded
 from cifar.loggers import LoggerError, Loggers, require
-from cifar.loss import Loss, distilled, without_images
+from cifar.loss import Loss, snn_loss, without_images
 from cifar.memory import keep_freed_memory
 from cifar.spent import Spent
 from cifar.termination import Termination
@@ -44,7 +44,6 @@ from onespike.conversion.storage import write_atomically
 from onespike.functional import BackendUnavailableError
 from onespike.functional.backends import resolve_backend
 from onespike.models import vgg
-from onespike.spikingjelly import HybridCrossEntropyLoss
 
 STARTED = time.monotonic()
 ANN_SETTINGS = (
@@ -209,14 +208,10 @@ def snn_stage(
 ) -> Stage:
     """Say how the spiking network is trained."""
     config, validation = runtime.config, runtime.data.validation
-    hybrid = HybridCrossEntropyLoss(label_smoothing=config.snn.label_smoothing)
-    loss = without_images(hybrid)
-    if config.distillation:
-        loss = distilled(hybrid, ann, config.distillation, config.temperature, runtime.fabric)
     return Stage(
         "snn",
         config.snn,
-        loss,
+        snn_loss(config, ann, runtime.fabric),
         checkpoints,
         log,
         describe=partial(describe, validation=validation),

@@ -8,12 +8,23 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from cifar.config import Config
+from onespike.spikingjelly import HybridCrossEntropyLoss
+
 Loss = Callable[[Any, Tensor, Tensor], Tensor]
 
 
 def without_images(loss: nn.Module) -> Loss:
     """Return a loss of (output, target) as one that is given the images too."""
     return lambda output, target, _: loss(output, target)
+
+
+def snn_loss(config: Config, ann: nn.Module, fabric: Fabric) -> Loss:
+    """Return what the spiking network of a config minimises."""
+    hybrid = HybridCrossEntropyLoss(label_smoothing=config.snn.label_smoothing)
+    if not config.distillation:
+        return without_images(hybrid)
+    return distilled(hybrid, ann, config.distillation, config.temperature, fabric)
 
 
 def distilled(loss: nn.Module, teacher: nn.Module, weight: float, temperature: float, fabric: Fabric) -> Loss:

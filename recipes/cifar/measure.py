@@ -16,10 +16,9 @@ from cifar.config import Config
 from cifar.conversion import spiking_network
 from cifar.data import Data, Split
 from cifar.graph import FIRST_STEPS
-from cifar.loss import Loss
+from cifar.loss import Loss, snn_loss
 from cifar.termination import Termination
 from cifar.training import Runtime, Stage, Trainer, accuracy
-from onespike.spikingjelly import HybridCrossEntropyLoss
 
 STEPS = 8
 """Steps that are timed, after those in which kernels are compiled and a step is recorded."""
@@ -64,14 +63,7 @@ def measure(config: Config, data: Data, fabric: Fabric, ann: torch.nn.Module, an
     began = time.monotonic()
     network = spiking_network(ann.eval(), {"thresholds": dict.fromkeys(neurons_of(ann), 1.0), "scale": scale}, data, config)
     converting = time.monotonic() - began
-    hybrid = HybridCrossEntropyLoss()
-
-    def snn_loss(output, target, images):  # type: ignore[no-untyped-def]
-        if config.distillation:
-            with torch.no_grad(), fabric.autocast():
-                ann(images)
-        return hybrid(output, target)
-
+    loss = snn_loss(config, ann, fabric)
     with tempfile.TemporaryDirectory() as folder:
         runtime = Runtime(config, data, fabric, Termination(), float("inf"), recorded)
 
@@ -80,9 +72,7 @@ def measure(config: Config, data: Data, fabric: Fabric, ann: torch.nn.Module, an
             return trainer.steps_per_epoch * step_time(trainer)
 
         snn = [
-            Stage(
-                "snn", config.snn, snn_loss, Checkpoints(Path(folder) / str(T), {}), lambda _: None, timesteps=lambda _, T=T: T
-            )
+            Stage("snn", config.snn, loss, Checkpoints(Path(folder) / str(T), {}), lambda _: None, timesteps=lambda _, T=T: T)
             for T in (1, config.T)
         ]
         one_step, all_steps = (epoch(stage, network) for stage in snn)

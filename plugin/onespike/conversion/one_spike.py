@@ -36,7 +36,7 @@ def fit_one_spike(ann: nn.Module, images: Tensor, *, threshold_factor: float = 1
     Args:
         ann: a bias-free feed-forward ANN; used in eval mode, left unchanged.
         images: training images, [N, *], as the ANN takes them: one value of each channel, at least, must differ. All at once:
-            for each value of the largest layer some 40 bytes are held (512 images and VGG-16: 1.3 GiB).
+            for each value of the largest layer some 60 bytes are held (512 images and VGG-16: 2 GB).
         threshold_factor: on every v_c: above 1 for fewer spikes, below for more.
 
     Returns:
