@@ -51,6 +51,7 @@ ANN_SETTINGS = (
     "validation",
     "crop",
     "flip",
+    "cutout",
     "seed",
     "model",
     "width",

@@ -22,7 +22,7 @@ def test_batches_equal_torchvisions(split):
     epoch = Epoch.draw(40, torch.Generator().manual_seed(1), crop=4, flip=True)
     x, labels = ours.augmented(epoch)
     plain, _ = ours.plain(slice(0, 40))
-    for position, (index, top, left, mirrored) in enumerate(zip(*(values.tolist() for values in epoch), strict=True)):
+    for position, (index, top, left, mirrored, *_) in enumerate(zip(*(values.tolist() for values in epoch), strict=True)):
         image = transforms.to_pil_image(images[index])
         whole = transforms.normalize(transforms.to_tensor(image), (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
         torch.testing.assert_close(plain[index], whole)
@@ -31,6 +31,22 @@ def test_batches_equal_torchvisions(split):
         expected = transforms.normalize(transforms.to_tensor(image), (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
         torch.testing.assert_close(x[position], expected)
         assert labels[position] == index
+
+
+@pytest.mark.parametrize("side", [1, 5, 8, 32])
+def test_a_square_of_each_image_is_cut_out(side):
+    data = load_data(load_config([DIGITS], [f"cutout={side}"]), Path("nowhere"), torch.device("cpu"))
+    whole = load_data(load_config([DIGITS]), Path("nowhere"), torch.device("cpu"))
+    epoch = Epoch.draw(len(data.train), torch.Generator().manual_seed(3), crop=4, flip=True)
+    x, expected = (part.train.augmented(epoch)[0] for part in (data, whole))
+    for image, row, column in zip(expected, epoch.row.tolist(), epoch.column.tolist(), strict=True):
+        top, left = row - side // 2, column - side // 2
+        image[:, max(0, top) : top + side, max(0, left) : left + side] = 0
+    assert torch.equal(x, expected)
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    assert {*epoch.row.tolist()} == {*epoch.column.tolist()} == set(range(32)), "anywhere"
+    for split, other in ((data.validation, whole.validation), (data.test, whole.test)):
+        assert torch.equal(split.plain(slice(0, 9))[0], other.plain(slice(0, 9))[0]), "of training images alone"
 
 
 def test_augmentation_is_spread_as_torchvisions():

@@ -60,6 +60,7 @@ class Config:
     validation: int = option(5000, "images held out of the training set, for every choice")
     crop: int = option(4, "pixels of black border for random crops; 0 crops nothing")
     flip: bool = option(True, "mirror half of the images")
+    cutout: int = option(0, "side in pixels of a square set to the mean colour, anywhere in each training image; 0 sets none")
     seed: int = option(0, "of weights, batches, augmentation and dropout")
 
     model: Literal["vgg6", "vgg9", "vgg11", "vgg16"] = option("vgg16", "network")
@@ -140,6 +141,7 @@ RANGES: dict[str, tuple[str, Any]] = {
         (">= 0", lambda value: value >= 0),
     ),
     "crop": ("in [0, 31]", lambda value: 0 <= value <= 31),
+    "cutout": ("in [0, 32]", lambda value: 0 <= value <= 32),
     **dict.fromkeys(("width", "gamma", "beta", "lr", "temperature"), ("> 0 and finite", lambda value: 0 < value < inf)),
     **dict.fromkeys(("dropout", "fc_dropout", "snn_dropout", "momentum"), ("in [0, 1)", lambda value: 0 <= value < 1)),
     **dict.fromkeys(("leak", "decay", "label_smoothing", "one_step"), ("in [0, 1]", lambda value: 0 <= value <= 1)),

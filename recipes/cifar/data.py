@@ -1,4 +1,4 @@
-"""CIFAR resident on the device: uint8 images, cropped and mirrored there a batch at a time.
+"""CIFAR resident on the device: uint8 images, cropped, mirrored and cut out there a batch at a time.
 
 Files, download and checksums are torchvision's. What a batch holds is a function of the seed, the epoch and the position alone,
 so that a run resumes exactly and does not depend on the number of processes.
@@ -33,12 +33,14 @@ class DataError(RuntimeError):
 
 
 class Epoch(NamedTuple):
-    """In which order images are taken, and how each of them is cropped and mirrored; all [N]."""
+    """In which order images are taken, and how each of them is cropped, mirrored and cut out; all [N]."""
 
     index: Tensor
     top: Tensor
     left: Tensor
     mirrored: Tensor
+    row: Tensor
+    column: Tensor
 
     @classmethod
     def draw(cls, images: int, generator: torch.Generator, *, crop: int, flip: bool) -> Self:
@@ -46,7 +48,8 @@ class Epoch(NamedTuple):
         index = torch.randperm(images, generator=generator)
         top, left = torch.randint(2 * crop + 1, (2, images), generator=generator)
         mirrored = torch.rand(images, generator=generator) < 0.5 if flip else torch.zeros(images, dtype=torch.bool)
-        return cls(index, top, left, mirrored)
+        row, column = torch.randint(IMAGE, (2, images), generator=generator)
+        return cls(index, top, left, mirrored, row, column)
 
     def take(self, part: slice) -> Self:
         """Return a part of the pass."""
@@ -66,6 +69,7 @@ class Split:
         mean, std: of each channel of images in [0, 1].
         crop: pixels of black border to crop from.
         memory_format: of the batches.
+        cutout: side of the square that augmentation sets to the mean colour, in pixels.
     """
 
     def __init__(
@@ -76,9 +80,11 @@ class Split:
         std: tuple[float, ...],
         crop: int = 0,
         memory_format: torch.memory_format = torch.contiguous_format,
+        cutout: int = 0,
     ) -> None:
         self.labels = labels
         self.crop = crop
+        self.cutout = cutout
         self.memory_format = memory_format
         height, width = images.shape[-2:]
         both = torch.stack([images, images.flip(-1)])
@@ -98,9 +104,15 @@ class Split:
         return first
 
     def augmented(self, part: Epoch) -> tuple[Tensor, Tensor]:
-        """Return normalised images [B, C, H, W], mirrored and then cropped as `part` says, and their labels [B]."""
-        images = self._crops[part.mirrored.long(), part.index, part.top, part.left]
-        return self._normalised(images), self.labels[part.index]
+        """Return normalised images [B, C, H, W], mirrored, cropped and then cut out as `part` says, and their labels [B]."""
+        images = self._normalised(self._crops[part.mirrored.long(), part.index, part.top, part.left])
+        if self.cutout:
+            rows, columns = (
+                within(centre, length, self.cutout)
+                for centre, length in zip((part.row, part.column), images.shape[2:], strict=True)
+            )
+            images.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
+        return images, self.labels[part.index]
 
     def plain(self, part: slice) -> tuple[Tensor, Tensor]:
         """Return a slice of the normalised images, as they are, and their labels."""
@@ -110,6 +122,12 @@ class Split:
         """Turn bytes [B, H, W, C] into normalised images [B, C, H, W]."""
         normalised = images.float().sub_(self._shift).mul_(self._scale)
         return normalised.permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format)
+
+
+def within(centre: Tensor, length: int, side: int) -> Tensor:
+    """Say which of `length` pixels lie in the stretch of `side` around each centre [B] -> [B, length]; it may reach beyond."""
+    distance = torch.arange(length, device=centre.device) - (centre[:, None] - side // 2)
+    return (distance >= 0) & (distance < side)
 
 
 @dataclass(frozen=True)
@@ -141,13 +159,13 @@ def load_data(config: Config, root: Path, device: torch.device) -> Data:
     mean, std = STATISTICS[config.dataset]
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
 
-    def split(images: Tensor, labels: Tensor, crop: int) -> Split:
-        return Split(images.to(device), labels.to(device), mean, std, crop, layout)
+    def split(images: Tensor, labels: Tensor, crop: int = 0, cutout: int = 0) -> Split:
+        return Split(images.to(device), labels.to(device), mean, std, crop, layout, cutout)
 
     return Data(
-        split(images[rest], labels[rest], config.crop),
-        split(images[held_out], labels[held_out], 0),
-        split(test_images[: config.test_images], test_labels[: config.test_images], 0),
+        split(images[rest], labels[rest], config.crop, config.cutout),
+        split(images[held_out], labels[held_out]),
+        split(test_images[: config.test_images], test_labels[: config.test_images]),
         CLASSES[config.dataset],
         mean,
         std,
