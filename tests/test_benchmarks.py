@@ -308,7 +308,7 @@ def test_the_collapse_can_be_watched(monkeypatch, tmp_path, capsys):
         *SHORT,
         "ann.epochs=6",
         "width=0.1",
-        "init=fan_in",
+        "init=centred",
     )
     capsys.readouterr()
     command = [sys.executable, BENCHMARKS / "probe_collapse.py", tmp_path / "run", "--steps", 10, "--set", "snn.lr=1.0"]

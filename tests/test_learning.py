@@ -1,5 +1,6 @@
 """Whether a spiking network can learn: its health, rates in the unit of its thresholds, the spikes that say most."""
 
+import copy
 import math
 from itertools import pairwise
 
@@ -13,7 +14,7 @@ import onespike.snntorch
 from onespike.conversion import ConversionError, convert, fit_one_spike
 from onespike.metrics import NetworkHealth
 from onespike.models import vgg
-from onespike.optim import ADAM_EPS, parameter_groups
+from onespike.optim import ADAM_EPS, centralize_gradients, parameter_groups
 from onespike.spikingjelly import HybridCrossEntropyLoss, SingleSpikeLIFNode, SpikeTimeReadout, project_net
 
 
@@ -21,7 +22,7 @@ from onespike.spikingjelly import HybridCrossEntropyLoss, SingleSpikeLIFNode, Sp
 def deep():
     """A converted VGG-16 of five hundredths of the width, with its images and labels."""
     torch.manual_seed(0)
-    ann = vgg("vgg16", 10, width=0.05, hidden=32, dropout=0, fc_dropout=0, init="fan_in")
+    ann = vgg("vgg16", 10, width=0.05, hidden=32, dropout=0, fc_dropout=0, init="centred")
     images, target = torch.randn(32, 3, 32, 32), torch.arange(32) % 10
     fitted, thresholds = fit_one_spike(ann, images)
     return convert(fitted, images, thresholds=thresholds, threshold_scale=1.0), images, target
@@ -157,6 +158,44 @@ def test_bad_rates_are_named(arguments, message):
         parameter_groups(**{"network": hidden(1), **arguments})
 
 
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Linear(6, 4),
+        nn.Conv2d(3, 4, 3, bias=False).to(memory_format=torch.channels_last),
+        nn.Conv2d(4, 6, 3, groups=2),
+        nn.ConvTranspose2d(4, 3, 3),
+        nn.ConvTranspose1d(4, 6, 3, groups=2),
+    ],
+    ids=lambda module: f"{type(module).__name__}, {getattr(module, 'groups', 1)} groups",
+)
+def test_gradients_without_what_a_neurons_weights_share(module):
+    """What is left moves no neuron's current where all its inputs are the same, and is the gradient otherwise."""
+    for parameter in module.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    weight = module.weight.grad.clone()
+    bias = None if module.bias is None else module.bias.grad.clone()
+    centralize_gradients(nn.Sequential(module, nn.ReLU()))
+    step = copy.deepcopy(module)
+    step.weight.data = module.weight.grad
+    if bias is not None:
+        step.bias.data.zero_()
+        assert torch.equal(module.bias.grad, bias)
+    pixels = module.weight.dim() - 2
+    current = step(torch.ones(1, getattr(module, "in_channels", 6), *[9] * pixels))
+    assert current[(..., *[slice(2, -2)] * pixels)].abs().max() < 1e-5, "but for the borders of a transposed one"
+    means = {round(value, 4) for value in (weight - module.weight.grad).flatten().tolist()}
+    assert len(means) == getattr(module, "out_channels", 4), "one for each neuron"
+
+
+def test_weights_without_gradients_stay_so():
+    network = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    network[1](torch.ones(1, 2)).backward()
+    centralize_gradients(network)
+    assert network[0].weight.grad is None
+    assert torch.equal(network[1].weight.grad, torch.zeros(1, 2))
+
+
 def test_relative_rates_train_where_one_rate_kills(deep):
     network, images, target = deep
     alive = {}
@@ -231,7 +270,7 @@ def test_factors_reach_the_weights_behind_pools_groups_and_flatten():
 
 def test_more_threshold_fewer_spikes():
     torch.manual_seed(0)
-    ann = vgg("vgg6", 10, width=0.1, hidden=32, init="fan_in")
+    ann = vgg("vgg6", 10, width=0.1, hidden=32, init="centred")
     images = torch.randn(32, 3, 32, 32)
     spikes = []
     for factor in (0.8, 1.0, 1.3):
@@ -252,14 +291,26 @@ def test_bad_images_and_factors_are_named():
         fit_one_spike(ann, torch.zeros(8, 4))
 
 
-def test_vgg_of_variance_preserving_weights():
-    torch.manual_seed(0)
-    images = torch.randn(64, 3, 32, 32)
-    sizes = {
-        init: vgg("vgg16", 10, width=0.25, hidden=256, init=init).eval()(images).std().item() for init in ("paper", "fan_in")
-    }
-    assert sizes["paper"] < 0.01 < 0.05 < sizes["fan_in"] < 5
-    with pytest.raises(ValueError, match="init must be one of paper, fan_in, got 'xavier'"):
+def test_images_stay_apart_in_a_vgg_of_centred_weights():
+    """In the last hidden layer of one with the paper's weights, or with any others of mean 0, they all look the same."""
+    images = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    alike, size = {}, {}
+    for init in ("paper", "centred"):
+        torch.manual_seed(0)
+        network = vgg("vgg16", 10, width=0.25, hidden=256, init=init).eval()
+        with torch.no_grad():
+            hidden = nn.functional.normalize(network[:-1](images), dim=1)
+            size[init] = network(images).std().item()
+        alike[init] = (hidden @ hidden.T).mean().item()
+    assert alike["centred"] < 0.8 < 0.9 < alike["paper"], "mean cosine of two images' activations"
+    assert size["paper"] < 0.01 < 0.05 < size["centred"] < 5, "standard deviation of the logits"
+    first, *others = (module.weight for module in network if hasattr(module, "weight"))
+    assert all(weight.flatten(1).sum(1).abs().max() < 1e-4 for weight in others)
+    assert first.flatten(1).sum(1).abs().max() > 0.1
+
+
+def test_an_unknown_init_is_named():
+    with pytest.raises(ValueError, match="init must be one of paper, centred, got 'xavier'"):
         vgg("vgg6", 10, init="xavier")
 
 

@@ -45,7 +45,7 @@ def test_settings_are_read_typed_and_layered(tmp_path):
         ("distillation=-1", "distillation must be >= 0 and finite, got -1.0"),
         ("temperature=0", "temperature must be > 0 and finite, got 0.0"),
         ("calibration=guess", r"calibration: Invalid value 'guess', expected one of \['percentile', 'one_spike'\]"),
-        ("init=xavier", r"init: Invalid value 'xavier', expected one of \['paper', 'fan_in'\]"),
+        ("init=xavier", r"init: Invalid value 'xavier', expected one of \['paper', 'centred'\]"),
         ("ann.relative=true", "relative must be false but for snn.optimizer=adam, got ann.relative=True"),
     ],
 )

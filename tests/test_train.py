@@ -430,7 +430,7 @@ def test_a_killed_process_ends_the_job_and_the_run_goes_on(tmp_path):
 
 
 GROWN = ["calibration=one_spike", "threshold_scales=[1.0]", "one_step=0.5", "distillation=1", "snn.relative=true", "snn.lr=0.3"]
-GROWN += ["snn.optimizer=adam", "snn.neuron_lr=0.01", "snn.warmup=0.2", "init=fan_in"]
+GROWN += ["snn.optimizer=adam", "snn.neuron_lr=0.01", "snn.warmup=0.2", "init=centred"]
 
 
 LAST_OF_13 = 0.3 * (0.5 + 0.5 * math.cos(math.pi * (12 - 2.6) / (13 - 2.6)))
@@ -505,7 +505,7 @@ def test_two_processes_grow_their_steps_as_one(monkeypatch, tmp_path):
     assert losses[1] == pytest.approx(losses[0], rel=0.02), "rounding moves spikes"
 
 
-LEARNT = [*SHORT, "ann.epochs=6", "width=0.1", "init=fan_in"]
+LEARNT = [*SHORT, "ann.epochs=6", "width=0.1", "init=centred"]
 
 
 @pytest.fixture(scope="module")
@@ -605,6 +605,15 @@ def test_until_takes_stages_and_minutes(monkeypatch, tmp_path, capsys):
         with pytest.raises(SystemExit):
             train(monkeypatch, DIGITS, "--out", tmp_path, "--until", pair)
         assert f"argument --until: must be ann=MINUTES or snn=MINUTES, MINUTES >= 0, got '{pair}'" in capsys.readouterr().err
+
+
+def test_a_network_that_learns_nothing_is_given_up(monkeypatch, tmp_path):
+    monkeypatch.setattr("cifar.training.PATIENCE", 3)
+    settings = [*SHORT, "ann.epochs=9", "ann.lr=1e-9"]
+    reason = r"ann can learn no more at step \d+: its validation accuracy is still [\d.]+ %, chance, after 3 epochs"
+    with pytest.raises(SystemExit, match=reason):
+        train(monkeypatch, DIGITS, "--out", tmp_path, "--set", *settings)
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 3
 
 
 def test_a_network_that_starts_at_chance_may_train(monkeypatch, tmp_path):

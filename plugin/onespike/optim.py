@@ -1,8 +1,9 @@
-"""Learning rates in the unit that a spiking network has of its own: the firing threshold."""
+"""Steps that suit spiking networks: rates in the unit of the firing threshold, gradients without what all inputs share."""
 
 from math import isfinite
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from onespike.functional.checks import check_positive
@@ -12,6 +13,7 @@ ADAM_EPS = 1e-16
 LEAKS = ("leak", "beta")
 LEAK_UNIT = 0.1
 """By how much a leak counts as moved that a threshold moved by itself would: leaks lie in [0, 1], most close to 1."""
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def parameter_groups(network: nn.Module, lr: float = 0.3, *, neuron_lr: float = 0.01) -> list[dict[str, Any]]:
@@ -85,6 +87,30 @@ def threshold_of(module: nn.Module) -> float | None:
 
 def fan_in(module: nn.Module, weight: Tensor) -> int:
     """Return of how many inputs an output of the layer is a sum, at most."""
-    if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+    if isinstance(module, TRANSPOSED):
         return weight.numel() // weight.shape[1] // module.groups
     return weight[0].numel()
+
+
+@torch.no_grad()
+def centralize_gradients(network: nn.Module) -> None:
+    """Take from the gradient of each weight the mean over its neuron's weights, in place (Yong et al. 2020).
+
+        g_ij <- g_ij - 1/n sum_k g_ik,    n the number of inputs of neuron i
+
+    Spikes are never negative, nor is what a ReLU gives, so that the weights of a neuron have much of their gradient in common:
+    it raises or lowers the neuron's current for all images alike, and tells none of them from another. Call it between
+    `backward` and the step of the optimiser, before gradients are clipped.
+
+    Args:
+        network: any module, an ANN too. Parameters of fewer than two dimensions, and those without a gradient, are left alone.
+    """
+    for module in network.modules():
+        for parameter in module.parameters(recurse=False):
+            gradient = parameter.grad
+            if gradient is None or gradient.dim() < 2:
+                continue
+            first = 1
+            if isinstance(module, TRANSPOSED):  # [in, out / groups, ...] -> [groups, out / groups, in / groups, ...]
+                gradient, first = gradient.unflatten(0, (module.groups, -1)).transpose(1, 2), 2
+            gradient -= gradient.mean(tuple(range(first, gradient.dim())), keepdim=True)

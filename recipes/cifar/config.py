@@ -45,6 +45,7 @@ class Training:
     decay: float = option(0.1, "factor at a milestone")
     warmup: float = option(0.0, "epochs over which the rate first rises from 0; half of all at most")
     label_smoothing: float = option(0.0, "share of the target spread over all classes")
+    centralize: bool = option(False, "take from each weight's gradient its mean over the neuron's weights")
     clip: float = option(0.0, "largest gradient norm; 0 clips nothing")
     max_steps: int | None = option(None, "end after so many optimiser steps, to try a config out; null trains all epochs")
 
@@ -68,8 +69,8 @@ class Config:
     hidden: int = option(4096, "units of its two hidden fully-connected layers")
     dropout: float = option(0.2, "dropout of the ANN after convolutions")
     fc_dropout: float = option(0.5, "dropout of the ANN in the fully-connected head")
-    init: Literal["paper", "fan_in"] = option(
-        "paper", "the ANN's first weights: as the paper's lineage has them, or such that signals keep their size in every layer"
+    init: Literal["paper", "centred"] = option(
+        "paper", "the ANN's first weights: as the paper's lineage has them, or such that images stay apart in every layer"
     )
     ann: Training = option(
         Training(milestones=[120, 160, 180], weight_decay=5e-4), "training of the ANN, by its fields: ann.epochs=..."

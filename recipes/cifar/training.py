@@ -25,6 +25,7 @@ from cifar.graph import Replayed, capture
 from cifar.loss import Loss
 from cifar.optimizer import STATES, make_optimizer, rate, set_rate
 from cifar.termination import TERMINATED, Termination
+from onespike.optim import centralize_gradients
 from onespike.spikingjelly import project_net
 
 LOOK_EVERY = 50
@@ -33,6 +34,9 @@ LOOK_EVERY = 50
 
 CHECKED_IMAGES = 1000
 """Validation images by which a network is judged before it is saved in the middle of an epoch."""
+
+PATIENCE = 10
+"""Epochs after which a network that was never better than chance is given up."""
 
 
 class TrainingError(RuntimeError):
@@ -228,6 +232,8 @@ class Trainer:
                 fabric.backward(loss * (len(y) * fabric.world_size / len(batch.index)))
             self.loss += loss.detach() * len(y)
             self.hits += (parts(output)[0].detach().argmax(1) == y).sum()
+        if settings.centralize:
+            centralize_gradients(self.network)
         if settings.clip:
             # NaN is looked for with the loss, without making a GPU wait.
             fabric.clip_gradients(self.model, self.optimizer, max_norm=settings.clip, error_if_nonfinite=False)
@@ -339,6 +345,8 @@ class Trainer:
             return
         best = max([stage.accuracy, *(entry["validation_accuracy"] for entry in self.progress.history)])
         reason = None
+        if at_chance(best, classes, images) and len(self.progress.history) >= PATIENCE:
+            reason = f"its validation accuracy is still {found:.1f} %, chance, after {len(self.progress.history)} epochs"
         if not at_chance(best, classes, images, deviations=8):  # a network that was about there may go up and down
             reason = f"its validation accuracy is {found:.1f} %, chance, and was {best:.1f} %"
         between = step % self.steps_per_epoch and step != self.total  # where gradients of few images may all be 0 for a while

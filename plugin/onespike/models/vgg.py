@@ -14,7 +14,9 @@ LAYERS: dict[str, tuple[int | str, ...]] = {
     "vgg16": (64, 64, "A", 128, 128, "A", 256, 256, 256, "A", 512, 512, 512, "A", 512, 512, 512),
 }
 """Output channels of each 3x3 convolution; "A" is a 2x2 average pool."""
-INITS = ("paper", "fan_in")
+INITS = ("paper", "centred")
+GAIN = 1.3
+"""By which centred weights are enlarged, for activations to keep their size: sqrt(pi / (pi - 1)) = 1.21, and more for pools."""
 
 
 def vgg(
@@ -44,8 +46,9 @@ def vgg(
         dropout: dropout probability after convolutions.
         fc_dropout: dropout probability in the head.
         init: first weights. "paper", its lineage's: N(0, 2 / (9 C_out)), in the head N(0, 0.01^2), which leave a deep network
-            logits of some 0.002 and at chance for an epoch; or "fan_in": N(0, 2 / fan_in) throughout (He et al.), by which
-            activations keep their size from layer to layer.
+            logits of some 0.002 and at chance for an epoch; or "centred": N(0, 1.3^2 * 2 / fan_in), less, from the second layer
+            on, the mean of each neuron's weights. What ReLUs give is never negative, and what all images have of it in common
+            grows from layer to layer; weights that add up to 0 do not pass it on.
 
     Returns:
         A network mapping images [N, in_channels, image_size, image_size] to logits [N, num_classes].
@@ -82,16 +85,19 @@ def vgg(
         features = hidden
     modules.append(nn.Linear(features, num_classes, bias=False))
 
-    initialise(modules, init)
+    initialise([module for module in modules if isinstance(module, (nn.Conv2d, nn.Linear))], init)
     return nn.Sequential(*modules)
 
 
-def initialise(modules: list[nn.Module], init: str) -> None:
-    """Draw the first weights of a list of layers."""
-    for module in modules:
-        if init == "fan_in" and isinstance(module, (nn.Conv2d, nn.Linear)):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        elif isinstance(module, nn.Conv2d):
-            nn.init.normal_(module.weight, 0, sqrt(2 / (9 * module.out_channels)))
-        elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, 0, 0.01)
+def initialise(layers: list[nn.Conv2d | nn.Linear], init: str) -> None:
+    """Draw the first weights of a network's layers, given in their order."""
+    for layer in layers:
+        weight = layer.weight.data
+        if init == "centred":
+            nn.init.normal_(weight, 0, GAIN * sqrt(2 / weight[0].numel()))
+            if layer is not layers[0]:  # images have either sign
+                weight -= weight.flatten(1).mean(1).view(-1, *[1] * (weight.dim() - 1))
+        elif isinstance(layer, nn.Conv2d):
+            nn.init.normal_(weight, 0, sqrt(2 / (9 * layer.out_channels)))
+        else:
+            nn.init.normal_(weight, 0, 0.01)
