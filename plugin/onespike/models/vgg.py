@@ -1,6 +1,6 @@
 """Bias-free VGG networks with average pools and no batch norm, as ANN-to-SNN conversion needs them (Section V)."""
 
-from math import sqrt
+from math import pi, sqrt
 
 from torch import nn
 
@@ -15,8 +15,8 @@ LAYERS: dict[str, tuple[int | str, ...]] = {
 }
 """Output channels of each 3x3 convolution; "A" is a 2x2 average pool."""
 INITS = ("paper", "centred")
-GAIN = 1.3
-"""By which centred weights are enlarged, for activations to keep their size: sqrt(pi / (pi - 1)) = 1.21, and more for pools."""
+CENTRED_VARIANCE = 2 * pi / (pi - 1)
+"""That of fan_in weights together: a ReLU makes of N(0, v) a variance of (1 - 1 / pi) v / 2 about its mean."""
 
 
 def vgg(
@@ -46,9 +46,9 @@ def vgg(
         dropout: dropout probability after convolutions.
         fc_dropout: dropout probability in the head.
         init: first weights. "paper", its lineage's: N(0, 2 / (9 C_out)), in the head N(0, 0.01^2), which leave a deep network
-            logits of some 0.002 and at chance for an epoch; or "centred": N(0, 1.3^2 * 2 / fan_in), less, from the second layer
-            on, the mean of each neuron's weights. What ReLUs give is never negative, and what all images have of it in common
-            grows from layer to layer; weights that add up to 0 do not pass it on.
+            logits of some 0.002 and at chance for an epoch; or "centred": N(0, 2.93 / fan_in), less, from the second layer on,
+            the mean of each neuron's weights. What ReLUs give is never negative, and what all images have of it in common grows
+            from layer to layer; weights that add up to 0 do not pass it on, and 2.93 = 2 pi / (pi - 1) makes up for the loss.
 
     Returns:
         A network mapping images [N, in_channels, image_size, image_size] to logits [N, num_classes].
@@ -94,7 +94,7 @@ def initialise(layers: list[nn.Conv2d | nn.Linear], init: str) -> None:
     for layer in layers:
         weight = layer.weight.data
         if init == "centred":
-            nn.init.normal_(weight, 0, GAIN * sqrt(2 / weight[0].numel()))
+            nn.init.normal_(weight, 0, sqrt(CENTRED_VARIANCE / weight[0].numel()))
             if layer is not layers[0]:  # images have either sign
                 weight -= weight.flatten(1).mean(1).view(-1, *[1] * (weight.dim() - 1))
         elif isinstance(layer, nn.Conv2d):
