@@ -33,12 +33,13 @@ from cifar.config import Config, ConfigError, explain, load_config
 from cifar.conversion import blocked, calibration_images, choose_thresholds, describe, health, plain_accuracy, spiking_network
 from cifar.data import Data, DataError, load_data
 from cifar.graph import GraphError, why_not_recorded
+from cifar.guard import TrainingError
 from cifar.loggers import LoggerError, Loggers, require
 from cifar.loss import Loss, snn_loss, without_images
 from cifar.memory import keep_freed_memory
 from cifar.spent import Spent
 from cifar.termination import Termination
-from cifar.training import Progress, Runtime, Stage, Trainer, TrainingError, accuracy, seed_of
+from cifar.training import Progress, Runtime, Stage, Trainer, accuracy, seed_of
 from onespike.conversion import ConversionError, CorruptModelError, SpikingNetwork
 from onespike.conversion.storage import write_atomically
 from onespike.functional import BackendUnavailableError

@@ -25,7 +25,7 @@ from cifar.loss import distilled
 from cifar.optimizer import make_optimizer, rate
 from cifar.spent import joules_used
 from cifar.termination import Termination
-from cifar.training import Trainer, at_chance, phase_of
+from cifar.training import Trainer, phase_of
 from onespike.conversion import SpikingNetwork
 from onespike.functional import Readout
 from onespike.models import vgg
@@ -565,17 +565,6 @@ def test_a_dead_training_is_stopped(monkeypatch, trained_ann, tmp_path):
         train(monkeypatch, *arguments[: -len(settings)], *settings, "--save-every", 0, "--resume")
 
 
-@pytest.mark.parametrize(
-    ("percent", "classes", "images", "guessing"),
-    [
-        (10.0, 10, 5000, True), (11.6, 10, 5000, True), (11.8, 10, 5000, False),
-        (13.0, 10, 100, True), (1.5, 100, 5000, True), (2.0, 100, 5000, False),
-    ],
-)  # fmt: skip
-def test_chance(percent, classes, images, guessing):
-    assert at_chance(percent, classes, images) is guessing
-
-
 def test_a_stage_ends_when_its_time_is_up_for_good(monkeypatch, trained_ann, tmp_path):
     settings = ["--set", *LEARNT, "snn.epochs=9"]
     train(monkeypatch, DIGITS, "--ann", trained_ann, "--out", tmp_path / "cut", "--until", "snn=0", *settings)
@@ -608,7 +597,7 @@ def test_until_takes_stages_and_minutes(monkeypatch, tmp_path, capsys):
 
 
 def test_a_network_that_learns_nothing_is_given_up(monkeypatch, tmp_path):
-    monkeypatch.setattr("cifar.training.PATIENCE", 3)
+    monkeypatch.setattr("cifar.guard.PATIENCE", 3)
     settings = [*SHORT, "ann.epochs=9", "ann.lr=1e-9"]
     reason = r"ann can learn no more at step \d+: its validation accuracy is still [\d.]+ %, chance, after 3 epochs"
     with pytest.raises(SystemExit, match=reason):

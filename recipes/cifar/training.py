@@ -22,6 +22,7 @@ from cifar.checkpoint import CheckpointError, Checkpoints, require_one_folder
 from cifar.config import Config, Training
 from cifar.data import Data, Epoch, Split
 from cifar.graph import Replayed, capture
+from cifar.guard import DeadTrainingError, TrainingError, at_chance, why_dead
 from cifar.loss import Loss
 from cifar.optimizer import STATES, make_optimizer, rate, set_rate
 from cifar.termination import TERMINATED, Termination
@@ -34,17 +35,6 @@ LOOK_EVERY = 50
 
 CHECKED_IMAGES = 1000
 """Validation images by which a network is judged before it is saved in the middle of an epoch."""
-
-PATIENCE = 10
-"""Epochs after which a network that was never better than chance is given up."""
-
-
-class TrainingError(RuntimeError):
-    """The loss or the weights are no longer finite."""
-
-
-class DeadTrainingError(TrainingError):
-    """The network has fallen back to chance, or no gradient gets through it any more."""
 
 
 @dataclass
@@ -343,17 +333,9 @@ class Trainer:
         stage, step, classes = self.stage, self.progress.step, self.data.classes
         if not at_chance(found, classes, images):
             return
-        best = max([stage.accuracy, *(entry["validation_accuracy"] for entry in self.progress.history)])
-        reason = None
-        if at_chance(best, classes, images) and len(self.progress.history) >= PATIENCE:
-            reason = f"its validation accuracy is still {found:.1f} %, chance, after {len(self.progress.history)} epochs"
-        if not at_chance(best, classes, images, deviations=8):  # a network that was about there may go up and down
-            reason = f"its validation accuracy is {found:.1f} %, chance, and was {best:.1f} %"
         between = step % self.steps_per_epoch and step != self.total  # where gradients of few images may all be 0 for a while
-        if not between and (dead := stage.dead_layers(self.network)):
-            reason = (
-                f"hardly a potential of layer {', '.join(dead)} is within the surrogate's support: no gradient gets through"
-            )
+        accuracies = [stage.accuracy, *(entry["validation_accuracy"] for entry in self.progress.history), found]
+        reason = why_dead(accuracies, classes, images, [] if between else stage.dead_layers(self.network))
         if reason:
             raise DeadTrainingError(
                 f"{stage.name} can learn no more at step {step}: {reason}; {stage.checkpoints.last()}; begin again with a "
@@ -377,12 +359,6 @@ def phase_of(epoch: int, epochs: int, timesteps: Callable[[int], int] | None) ->
     while last < epochs and timesteps(last) == T:
         last += 1
     return first, last
-
-
-def at_chance(accuracy: float, classes: int, images: int, deviations: float = 4) -> bool:
-    """Whether an accuracy in percent over so many images is better than guessing by so many standard deviations at most."""
-    guess = 1 / classes
-    return accuracy <= 100 * (guess + deviations * math.sqrt(guess * (1 - guess) / images))
 
 
 def shortened(entry: dict[str, Any]) -> dict[str, str]:
