@@ -45,8 +45,8 @@ CONFIGS = Path(__file__).parent / "configs"
 ROWS = ("cifar10_vgg16", "cifar100_vgg16", "cifar10_vgg11", "cifar10_vgg6")
 SHARES = {"ann": 0.3, "one_step": 0.7}
 """How the time that is left for training is divided: a first guess, not tuned. All steps after the first one did harm."""
-SAME_NETWORK = ("dataset", "model", "width", "hidden")
-"""What an imported network and its row must have in common."""
+OWN = ("ann.epochs", "ann.max_steps")
+"""Of the settings that an ANN depends on, those in which an imported one may differ from its row."""
 PLANNED = ("ann.epochs", "snn.epochs", "one_step")
 MOST_EPOCHS = 300
 RESERVE = 0.08
@@ -251,7 +251,7 @@ def plant(row: Row, config: Config, imported: Networks, data: Data) -> None:
         raise PieceError(f"{row.name}: a spiking network needs its ANN beside it: give the pieces of both to --import")
     settings = train.identity_of(config)
     for about, _ in imported.values():
-        differing = [f"{name}={value}" for name, value in about["network"].items() if settings[name] != value]
+        differing = [f"{name}={value}" for name, value in about["network"].items() if settings.get(name) != value]
         if differing:
             raise PieceError(f"{named(about)} is of another network than the row's: {', '.join(differing)}")
     about, state = imported["ann"]
@@ -280,7 +280,10 @@ def export(row: Row, folder: Path, piece_mb: float) -> None:
     """Write a finished row's ANN and spiking network as pieces."""
     metrics = json.loads((row.out / "metrics.json").read_text())
     settings = outcome.flat(metrics["config"])
-    about = {"row": row.name, "network": {name: settings[name] for name in SAME_NETWORK}}
+    about = {
+        "row": row.name,
+        "network": {name: value for name, value in train.ann_identity(settings).items() if name not in OWN},
+    }
     saved = train.ann_checkpoints(None, row.out, train.identity_of_settings(settings)).load(torch.device("cpu"))
     assert saved is not None, "the row is finished"
     progress = {name: saved["progress"][name] for name in ("step", "seconds", "history")}

@@ -143,7 +143,7 @@ def test_more_than_2_to_the_31_elements(backend):
 def test_recorded_training_steps_are_the_plain_ones(precision, backend, monkeypatch, tmp_path):
     """A run of the recipe: 14 steps an epoch, the last one smaller, with dropout, clipping, SGD and then Adam."""
     settings = [*SHORT, f"backend={backend}", f"precision={precision}", "ann.batch_size=96", "snn.batch_size=96"]
-    settings += ["ann.clip=1", "snn.clip=1"]
+    settings += ["ann.clip=1", "snn.clip=1", "ann.centralize=true", "snn.centralize=true", "cutout=8"]
     recorded, plain_capture, advance = [], training.capture, training.Trainer.advance
 
     def run(folder, *more):

@@ -39,6 +39,8 @@ def test_settings_are_read_typed_and_layered(tmp_path):
         ("cudnn_benchmark=maybe", "cudnn_benchmark: Value 'maybe' is not a valid bool"),
         ("tf32=maybe", "tf32: Value 'maybe' is not a valid bool"),
         ("crop=32", r"crop must be in \[0, 31\], got 32"),
+        ("ann.centralize=often", r"ann.centralize: Value 'often' is not a valid bool"),
+        ("ann.patience=-1", r"ann.patience must be >= 0, got -1"),
         ("cutout=33", r"cutout must be in \[0, 32\], got 33"),
         ("cutout=-1", r"cutout must be in \[0, 32\], got -1"),
         ("one_step=1.5", r"one_step must be in \[0, 1\], got 1.5"),

@@ -137,6 +137,14 @@ def test_the_readmes_table_1_is_what_was_recorded():
         ],
         "the same, read at t = 1": [f"{run['trained']['accuracy_at_step'][0]:.2f}" for run in runs],
         "spikes per neuron": [f"{run['trained']['spikes_per_neuron']:.3f}" for run in runs],
+        "epochs of the ANN / SNN that fitted": [
+            epochs(folder / f"cifar10_{name}_fast-seed0.jsonl") for name in ("vgg16", "vgg6")
+        ],
     }
     for name, cells in rows.items():
         assert f"| {name} | {' | '.join(cells)} |" in text
+
+
+def epochs(history):
+    stages = [json.loads(line)["stage"] for line in history.read_text().splitlines()]
+    return f"{stages.count('ann')} / {stages.count('snn')}"

@@ -597,12 +597,31 @@ def test_until_takes_stages_and_minutes(monkeypatch, tmp_path, capsys):
 
 
 def test_a_network_that_learns_nothing_is_given_up(monkeypatch, tmp_path):
-    monkeypatch.setattr("cifar.guard.PATIENCE", 3)
-    settings = [*SHORT, "ann.epochs=9", "ann.lr=1e-9"]
-    reason = r"ann can learn no more at step \d+: its validation accuracy is still [\d.]+ %, chance, after 3 epochs"
-    with pytest.raises(SystemExit, match=reason):
-        train(monkeypatch, DIGITS, "--out", tmp_path, "--set", *settings)
-    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 3
+    settings = [*SHORT, "ann.epochs=9", "ann.lr=1e-9", "ann.patience=2", "ann.warmup=1"]
+    with pytest.raises(SystemExit) as error:
+        train(monkeypatch, DIGITS, "--out", tmp_path / "a", "--set", *settings)
+    message = str(error.value)
+    assert "ann can learn no more at step 39: after 3 epochs its accuracy is still " in message
+    assert message.endswith("begin again with another ann.lr, init=centred, ann.centralize=true or less dropout")
+    assert len((tmp_path / "a" / "history.jsonl").read_text().splitlines()) == 3
+    train(monkeypatch, DIGITS, "--out", tmp_path / "b", "--set", *settings, "ann.patience=0", "snn.max_steps=0")
+
+
+def test_centralized_gradients_leave_the_sum_of_a_neurons_weights_alone(monkeypatch, tmp_path):
+    settings = [*SHORT, "init=centred", "ann.max_steps=4", "ann.lr=0.1", "ann.weight_decay=0", "snn.max_steps=0"]
+    sums = {}
+    for centralized in ("true", "false"):
+        out = tmp_path / centralized
+        train(monkeypatch, DIGITS, "--out", out, "--set", *settings, f"ann.centralize={centralized}")
+        weights = torch.load(max((out / "ann").iterdir()))["state"]["network"].values()
+        sums[centralized] = max(weight.flatten(1).sum(1).abs().max().item() for weight in list(weights)[1:])
+    assert sums["true"] < 1e-4 < 1e-2 < sums["false"]
+
+
+@pytest.mark.parametrize("setting", ["cutout=8", "init=paper", "ann.centralize=true"])
+def test_an_ann_of_other_settings_is_refused(setting, monkeypatch, trained_ann, tmp_path):
+    with pytest.raises(SystemExit, match=f"was made with other settings: {setting.split('=')[0]}: "):
+        train(monkeypatch, DIGITS, "--ann", trained_ann, "--out", tmp_path, "--set", *LEARNT, setting)
 
 
 def test_a_network_that_starts_at_chance_may_train(monkeypatch, tmp_path):

@@ -13,6 +13,7 @@ ADAM_EPS = 1e-16
 LEAKS = ("leak", "beta")
 LEAK_UNIT = 0.1
 """By how much a leak counts as moved that a threshold moved by itself would: leaks lie in [0, 1], most close to 1."""
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -100,17 +101,19 @@ def centralize_gradients(network: nn.Module) -> None:
 
     Spikes are never negative, nor is what a ReLU gives, so that the weights of a neuron have much of their gradient in common:
     it raises or lowers the neuron's current for all images alike, and tells none of them from another. Call it between
-    `backward` and the step of the optimiser, before gradients are clipped.
+    `backward` and the step of the optimiser, before gradients are clipped. SGD then leaves the sum of a neuron's weights as it
+    is; Adam, which divides by weight, does so about.
 
     Args:
-        network: any module, an ANN too. Parameters of fewer than two dimensions, and those without a gradient, are left alone.
+        network: any module, an ANN too. Gradients of its linear, convolutional and transposed convolutional layers change, but
+            for neurons of a single input, of whose gradient nothing would be left.
     """
     for module in network.modules():
-        for parameter in module.parameters(recurse=False):
-            gradient = parameter.grad
-            if gradient is None or gradient.dim() < 2:
-                continue
-            first = 1
-            if isinstance(module, TRANSPOSED):  # [in, out / groups, ...] -> [groups, out / groups, in / groups, ...]
-                gradient, first = gradient.unflatten(0, (module.groups, -1)).transpose(1, 2), 2
+        if not isinstance(module, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)) or module.weight.grad is None:
+            continue
+        gradient = module.weight.grad
+        first = 1
+        if isinstance(module, TRANSPOSED):  # [in, out / groups, ...] -> [groups, out / groups, in / groups, ...]
+            gradient, first = gradient.unflatten(0, (module.groups, -1)).transpose(1, 2), 2
+        if fan_in(module, module.weight) > 1:
             gradient -= gradient.mean(tuple(range(first, gradient.dim())), keepdim=True)

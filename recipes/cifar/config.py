@@ -45,8 +45,9 @@ class Training:
     decay: float = option(0.1, "factor at a milestone")
     warmup: float = option(0.0, "epochs over which the rate first rises from 0; half of all at most")
     label_smoothing: float = option(0.0, "share of the target spread over all classes")
-    centralize: bool = option(False, "take from each weight's gradient its mean over the neuron's weights")
+    centralize: bool = option(False, "take from the gradient of each weight the mean over its neuron's weights")
     clip: float = option(0.0, "largest gradient norm; 0 clips nothing")
+    patience: int = option(10, "epochs after the warm-up until a network that never left chance is given up; 0: never")
     max_steps: int | None = option(None, "end after so many optimiser steps, to try a config out; null trains all epochs")
 
 
@@ -138,7 +139,7 @@ RANGES: dict[str, tuple[str, Any]] = {
         (">= 1", lambda value: value >= 1),
     ),
     **dict.fromkeys(
-        ("seed", "max_steps", "conversion_images", "epochs", "weight_decay", "warmup", "clip", "neuron_lr"),
+        ("seed", "max_steps", "conversion_images", "epochs", "weight_decay", "warmup", "clip", "neuron_lr", "patience"),
         (">= 0", lambda value: value >= 0),
     ),
     "crop": ("in [0, 31]", lambda value: 0 <= value <= 31),

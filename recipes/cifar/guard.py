@@ -1,9 +1,7 @@
 """Whether a network that is trained can still learn."""
 
 import math
-
-PATIENCE = 10
-"""Epochs after which a network that was never better than chance is given up."""
+from typing import Any
 
 
 class TrainingError(RuntimeError):
@@ -20,21 +18,24 @@ def at_chance(accuracy: float, classes: int, images: int, deviations: float = 4)
     return accuracy <= 100 * (guess + deviations * math.sqrt(guess * (1 - guess) / images))
 
 
-def why_dead(accuracies: list[float], classes: int, images: int, dead_layers: list[str]) -> str | None:
-    """Say why a network will not recover that is at chance now, or None where it may.
+def why_dead(now: float, before: float, classes: int, images: int, dead_layers: list[str]) -> str | None:
+    """Say why a network that is at chance will not recover, or None where it may.
 
     Args:
-        accuracies: over so many validation images, in percent: before training, after each epoch, and now.
+        now: its accuracy over so many validation images, in percent.
+        before: the best so far.
         classes, images: what chance depends on.
-        dead_layers: those through which no gradient gets any more; layers may be so for a while in the middle of an epoch.
+        dead_layers: those through which no gradient gets any more.
     """
-    *earlier, found = accuracies
     if dead_layers:
         named = ", ".join(dead_layers)
         return f"hardly a potential of layer {named} is within the surrogate's support: no gradient gets through"
-    if not at_chance(max(earlier), classes, images, deviations=8):  # a network that was about there may go up and down
-        return f"its validation accuracy is {found:.1f} %, chance, and was {max(earlier):.1f} %"
-    epochs = len(earlier) - 1
-    if at_chance(max(earlier), classes, images) and epochs >= PATIENCE:
-        return f"its validation accuracy is still {found:.1f} %, chance, after {epochs} epochs"
-    return None
+    if at_chance(before, classes, images, deviations=8):  # a network that was about there may go up and down
+        return None
+    return f"its validation accuracy is {now:.1f} %, chance, and was {before:.1f} %"
+
+
+def never_rose(history: list[dict[str, Any]], classes: int, *, training: int, validation: int) -> bool:
+    """Whether no epoch was better than guessing, over so many training and so many validation images."""
+    images = {"training_accuracy": training, "validation_accuracy": validation}
+    return all(at_chance(entry[kind], classes, images[kind]) for entry in history for kind in images)

@@ -22,7 +22,7 @@ from cifar.checkpoint import CheckpointError, Checkpoints, require_one_folder
 from cifar.config import Config, Training
 from cifar.data import Data, Epoch, Split
 from cifar.graph import Replayed, capture
-from cifar.guard import DeadTrainingError, TrainingError, at_chance, why_dead
+from cifar.guard import DeadTrainingError, TrainingError, at_chance, never_rose, why_dead
 from cifar.loss import Loss
 from cifar.optimizer import STATES, make_optimizer, rate, set_rate
 from cifar.termination import TERMINATED, Termination
@@ -330,17 +330,26 @@ class Trainer:
 
     def require_alive(self, found: float, images: int) -> None:
         """Raise a DeadTrainingError if the network, with this validation accuracy over so many images, will not recover."""
-        stage, step, classes = self.stage, self.progress.step, self.data.classes
+        stage, step, classes, history = self.stage, self.progress.step, self.data.classes, self.progress.history
         if not at_chance(found, classes, images):
             return
         between = step % self.steps_per_epoch and step != self.total  # where gradients of few images may all be 0 for a while
-        accuracies = [stage.accuracy, *(entry["validation_accuracy"] for entry in self.progress.history), found]
-        reason = why_dead(accuracies, classes, images, [] if between else stage.dead_layers(self.network))
+        best = max([stage.accuracy, *(entry["validation_accuracy"] for entry in history)])
+        reason = why_dead(found, best, classes, images, [] if between else stage.dead_layers(self.network))
+        remedy = f"a lower {stage.name}.lr or, for a spiking network, with snn.relative=true and snn.warmup"
+        if reason is None and not between and self.out_of_patience():
+            reason = f"after {len(history)} epochs its accuracy is still {found:.1f} %, chance"
+            remedy = f"another {stage.name}.lr, init=centred, {stage.name}.centralize=true or less dropout"
         if reason:
-            raise DeadTrainingError(
-                f"{stage.name} can learn no more at step {step}: {reason}; {stage.checkpoints.last()}; begin again with a "
-                f"lower {stage.name}.lr or, for a spiking network, with snn.relative=true and snn.warmup"
-            )
+            when = f"{stage.name} can learn no more at step {step}"
+            raise DeadTrainingError(f"{when}: {reason}; {stage.checkpoints.last()}; begin again with {remedy}")
+
+    def out_of_patience(self) -> bool:
+        """Whether the network has not left chance in the epochs that it was given for it."""
+        settings, history, data = self.stage.settings, self.progress.history, self.data
+        if not settings.patience or len(history) < settings.patience + settings.warmup:
+            return False
+        return never_rose(history, data.classes, training=len(data.train), validation=len(data.validation))
 
     def not_finite(self, what: str) -> str:
         """Say what became NaN or infinite, and what to do."""

@@ -48,7 +48,8 @@ def vgg(
         init: first weights. "paper", its lineage's: N(0, 2 / (9 C_out)), in the head N(0, 0.01^2), which leave a deep network
             logits of some 0.002 and at chance for an epoch; or "centred": N(0, 2.93 / fan_in), less, from the second layer on,
             the mean of each neuron's weights. What ReLUs give is never negative, and what all images have of it in common grows
-            from layer to layer; weights that add up to 0 do not pass it on, and 2.93 = 2 pi / (pi - 1) makes up for the loss.
+            from layer to layer; weights that add up to 0 pass less of it on. 2.93 = 2 pi / (pi - 1) keeps the size of what is
+            left from one ReLU to the next; pools still shrink it.
 
     Returns:
         A network mapping images [N, in_channels, image_size, image_size] to logits [N, num_classes].
