@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from onespike.functional import Readout, hybrid_cross_entropy, predict, spike_time_readout
+from onespike.spikingjelly import HybridCrossEntropyLoss
 
 
 def first_crossing(v_seq, threshold):
@@ -171,6 +172,49 @@ def test_loss_gradients_are_those_of_the_two_cross_entropies():
     assert smooth != by_hand.mean()
 
 
+def pair(seed=0):
+    g = torch.Generator().manual_seed(seed)
+    potential = torch.randn(6, 10, generator=g, requires_grad=True)
+    return Readout(potential, torch.randint(1, 6, (6, 10), generator=g).float().requires_grad_())
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_soft_targets_are_the_mixture_of_hard_ones(reduction):
+    readout, one, other = pair(), torch.tensor([0, 3, 9, 2, 2, 5]), torch.tensor([1, 3, 0, 7, 2, 9])
+    mixed = 0.3 * torch.eye(10)[one] + 0.7 * torch.eye(10)[other]
+    parts = [hybrid_cross_entropy(readout, target, reduction=reduction) for target in (one, other)]
+    loss = hybrid_cross_entropy(readout, mixed.to(torch.float16 if reduction == "none" else torch.float64), reduction=reduction)
+    torch.testing.assert_close(loss, 0.3 * parts[0] + 0.7 * parts[1], rtol=1e-3, atol=1e-4)
+    assert loss.dtype == torch.float32
+    grads, wanted = (
+        torch.autograd.grad(value.sum(), tuple(readout), retain_graph=True) for value in (loss, 0.3 * parts[0] + 0.7 * parts[1])
+    )
+    for grad, want in zip(grads, wanted, strict=True):
+        torch.testing.assert_close(grad, want, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.uint8])
+def test_indices_of_any_integer_type(dtype):
+    target = torch.tensor([0, 3, 9, 2, 2, 5])
+    assert hybrid_cross_entropy(pair(), target.to(dtype)) == hybrid_cross_entropy(pair(), target)
+
+
+@pytest.mark.parametrize("ignored", [-100, 255, 3])
+def test_ignored_images_count_for_nothing(ignored):
+    readout, target = pair(), torch.tensor([0, ignored, 9, 2, ignored, 5])
+    kept = target != ignored
+    rest = Readout(*(values[kept] for values in readout))
+    loss = HybridCrossEntropyLoss(ignore_index=ignored)(readout, target)
+    torch.testing.assert_close(loss, hybrid_cross_entropy(rest, target[kept]))
+    grads = torch.autograd.grad(loss, tuple(readout))
+    assert not any(grad[~kept].any() for grad in grads)
+    each = hybrid_cross_entropy(readout, target, reduction="none", ignore_index=ignored)
+    assert each[~kept].tolist() == [0, 0]
+    assert hybrid_cross_entropy(readout, torch.full((6,), ignored), ignore_index=ignored).isnan(), (
+        "the mean over none, as torch's"
+    )
+
+
 def test_decision_rules():
     readout = Readout(torch.tensor([[3.0, 2.0, 1.0], [0.0, 5.0, 4.0]]), torch.tensor([[5.0, 2.0, 2.0], [1.0, 4.0, 1.0]]))
     assert predict(readout).tolist() == [0, 1]
@@ -221,13 +265,49 @@ TARGET = torch.zeros(2, dtype=torch.int64)
             ValueError,
             r"target must be \[N\] with N = 2, got shape \(1,\)",
         ),
-        (lambda: hybrid_cross_entropy(READOUT, [0, 1]), TypeError, "target must hold class indices as int64, got list"),
+        (lambda: hybrid_cross_entropy(READOUT, [0, 1]), TypeError, "target must hold class indices or .*, got list"),
+        (lambda: hybrid_cross_entropy(READOUT, TARGET > 0), TypeError, "target must hold class indices or .*, got torch.bool"),
+        (
+            lambda: hybrid_cross_entropy(READOUT, TARGET * 1j),
+            TypeError,
+            "target must hold class indices or .*, got torch.complex64",
+        ),
+        (
+            lambda: hybrid_cross_entropy(READOUT, torch.full((2, 4), 1.5)),
+            ValueError,
+            r"target must hold probabilities in \[0, 1\], got values from 1.5 to 1.5",
+        ),
+        (
+            lambda: hybrid_cross_entropy(READOUT, torch.full((2, 4), torch.nan)),
+            ValueError,
+            r"target must hold probabilities in \[0, 1\], got values from nan",
+        ),
+        (
+            lambda: hybrid_cross_entropy(READOUT, torch.ones(2, 4), ignore_index=-100),
+            ValueError,
+            "ignore_index must be None where target holds probabilities, got -100",
+        ),
+        (
+            lambda: hybrid_cross_entropy(READOUT, TARGET - 100, ignore_index=-1),
+            ValueError,
+            "target must be in 0..3, got values from -100 to -100",
+        ),
+        (
+            lambda: hybrid_cross_entropy(READOUT, TARGET, ignore_index=1.0),
+            TypeError,
+            "ignore_index must be an int or None, got 1.0",
+        ),
+        (lambda: HybridCrossEntropyLoss(ignore_index=True), TypeError, "ignore_index must be an int or None, got True"),
         (
             lambda: hybrid_cross_entropy(Readout(torch.zeros(2, 3), torch.zeros(2, 4)), torch.tensor([0, 1])),
             ValueError,
             r"readout must hold two \[N, K\], got \(2, 3\) and \(2, 4\)",
         ),
-        (lambda: hybrid_cross_entropy(READOUT, torch.zeros(2)), TypeError, "target must hold class indices as int64"),
+        (
+            lambda: hybrid_cross_entropy(READOUT, torch.zeros(2)),
+            ValueError,
+            r"target must be \[N, K\] = \(2, 4\) where it holds probabilities.*got shape \(2,\): class indices are integers",
+        ),
         (
             lambda: hybrid_cross_entropy(Readout(torch.rand(2, 3, 4), torch.rand(2, 3, 4)), TARGET),
             ValueError,

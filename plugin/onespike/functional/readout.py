@@ -1,6 +1,6 @@
 """The output layer: accumulated potential, spike time, the loss on both and the decision (eqs. 9-18)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -141,6 +141,7 @@ def hybrid_cross_entropy(
     reduction: str = "mean",
     weight: Tensor | None = None,
     label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
 ) -> Tensor:
     """Sum the cross-entropies of the potential and of the negated spike time (eqs. 11-12).
 
@@ -149,42 +150,61 @@ def hybrid_cross_entropy(
 
     Args:
         readout: potential and spike time, each [N, K].
-        target: class indices in 0..K-1, [N], int64.
+        target: class indices in 0..K-1, [N], of any integer dtype; or a probability for each class (soft targets, such as
+            mixup's), [N, K], floating point, each in [0, 1].
         reduction: "mean" over the batch, "sum" or "none".
         weight: a weight per class, [K], of any floating-point dtype.
         label_smoothing: share of the target spread over all classes, in [0, 1].
+        ignore_index: an index, in 0..K-1 or not, whose images count for nothing: their loss is 0, the mean is over the others.
 
     Returns:
-        0-d, or [N] for reduction "none". As in torch, the "mean" over an empty batch is NaN.
+        0-d, or [N] for reduction "none". As in torch, the "mean" over no image is NaN.
 
     Raises:
-        TypeError: `readout` is no pair, or `target` is not int64.
-        ValueError: a shape does not fit, `reduction` is unknown, or `label_smoothing` or, for CPU tensors, a target is out of
-            range.
+        TypeError: `readout` is no pair, `target` no tensor of numbers, or `ignore_index` no int.
+        ValueError: a shape does not fit, `reduction` is unknown, `ignore_index` is given for soft targets, or
+            `label_smoothing` or, for CPU tensors, a target is out of range.
     """
-    check_loss_settings(reduction, label_smoothing)
+    check_loss_settings(reduction, label_smoothing, ignore_index)
     potential, spike_time = check_readout(readout)
     classes = potential.shape[-1]
     if spike_time.shape != potential.shape or potential.dim() != 2:
         raise ValueError(f"readout must hold two [N, K], got {tuple(potential.shape)} and {tuple(spike_time.shape)}")
-    if not isinstance(target, Tensor) or target.dtype != torch.int64:
-        raise TypeError(f"target must hold class indices as int64, got {getattr(target, 'dtype', type(target).__name__)}")
-    if target.shape != potential.shape[:1]:
-        raise ValueError(f"target must be [N] with N = {potential.shape[0]}, got shape {tuple(target.shape)}")
-    if can_look_at(target) and target.numel():
-        low, high = extremes(target)
-        if low < 0 or high >= classes:
-            raise ValueError(f"target must be in 0..{classes - 1}, got values from {low} to {high}")
-
+    target = check_target(target, potential, ignore_index)
     if weight is not None:
         if weight.shape != (classes,):
             raise ValueError(f"weight must be [K] with K = {classes}, got shape {tuple(weight.shape)}")
         weight = weight.to(potential.dtype)
+    options: dict[str, Any] = {"reduction": reduction, "label_smoothing": label_smoothing}
+    if ignore_index is not None:
+        options["ignore_index"] = ignore_index
+    return F.cross_entropy(potential, target, weight, **options) + F.cross_entropy(-spike_time, target, weight, **options)
 
-    def cross_entropy(logits: Tensor) -> Tensor:
-        return F.cross_entropy(logits, target, weight, reduction=reduction, label_smoothing=label_smoothing)
 
-    return cross_entropy(potential) + cross_entropy(-spike_time)
+def check_target(target: Tensor, potential: Tensor, ignore_index: int | None) -> Tensor:
+    """Return class indices [N] as int64, or probabilities [N, K] in the dtype of `potential`; raise where they are neither."""
+    if not isinstance(target, Tensor) or target.dtype == torch.bool or target.is_complex():
+        got = getattr(target, "dtype", type(target).__name__)
+        raise TypeError(f"target must hold class indices or a probability for each class, got {got}")
+    images, classes = potential.shape
+    soft = target.is_floating_point()
+    if soft and target.shape != potential.shape:
+        raise ValueError(
+            f"target must be [N, K] = {(images, classes)} where it holds probabilities, in floating point, got shape "
+            f"{tuple(target.shape)}: class indices are integers"
+        )
+    if soft and ignore_index is not None:
+        raise ValueError(f"ignore_index must be None where target holds probabilities, got {ignore_index}")
+    if not soft and target.shape != (images,):
+        raise ValueError(f"target must be [N] with N = {images}, got shape {tuple(target.shape)}")
+    counted = target if soft or ignore_index is None or not can_look_at(target) else target[target != ignore_index]
+    if can_look_at(target) and counted.numel():
+        low, high = extremes(counted)
+        if soft and not 0 <= low <= high <= 1:
+            raise ValueError(f"target must hold probabilities in [0, 1], got values from {low} to {high}")
+        if not soft and (low < 0 or high >= classes):
+            raise ValueError(f"target must be in 0..{classes - 1}, got values from {low} to {high}")
+    return target.to(potential.dtype if soft else torch.int64)
 
 
 def check_readout(readout: Readout | tuple[Tensor, Tensor]) -> Readout:
@@ -195,12 +215,14 @@ def check_readout(readout: Readout | tuple[Tensor, Tensor]) -> Readout:
     return Readout(*readout)
 
 
-def check_loss_settings(reduction: str, label_smoothing: float) -> None:
-    """Raise a ValueError unless `hybrid_cross_entropy` takes these settings."""
+def check_loss_settings(reduction: str, label_smoothing: float, ignore_index: int | None = None) -> None:
+    """Raise unless `hybrid_cross_entropy` takes these settings."""
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
+        raise TypeError(f"ignore_index must be an int or None, got {ignore_index!r}")
 
 
 def predict(readout: Readout, rule: str = "potential") -> Tensor:

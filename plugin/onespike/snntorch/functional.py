@@ -33,19 +33,27 @@ class ce_spike_time_potential_loss:  # noqa: N801, the host's style
         L = CE(mem, y) + CE(-spike_time, y)
 
     Call it as loss_fn(readout, targets): `readout` is the pair (potential, spike_time), each [B, K], that `SpikeTimeReadout`
-    returns, `targets` are class indices, [B].
+    returns, `targets` are class indices, [B], or probabilities, [B, K].
 
     Args:
         reduction: "mean" over the batch, "sum" or "none".
         weight: a weight per class, [K].
         label_smoothing: share of the target spread over all classes, in [0, 1].
+        ignore_index: an index whose images count for nothing.
     """
 
-    def __init__(self, reduction: str = "mean", weight: Tensor | None = None, label_smoothing: float = 0.0) -> None:
-        check_loss_settings(reduction, label_smoothing)
+    def __init__(
+        self,
+        reduction: str = "mean",
+        weight: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        ignore_index: int | None = None,
+    ) -> None:
+        check_loss_settings(reduction, label_smoothing, ignore_index)
         self.reduction = reduction
         self.weight = weight
         self.label_smoothing = label_smoothing
+        self.ignore_index = ignore_index
         self.__name__ = "ce_spike_time_potential_loss"
 
     def __call__(self, readout: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
@@ -53,7 +61,12 @@ class ce_spike_time_potential_loss:  # noqa: N801, the host's style
         if self.weight is not None:
             self.weight = self.weight.to(targets.device)  # kept there: a copy at every call would make the host wait
         return hybrid_cross_entropy(
-            check_readout(readout), targets, reduction=self.reduction, weight=self.weight, label_smoothing=self.label_smoothing
+            check_readout(readout),
+            targets,
+            reduction=self.reduction,
+            weight=self.weight,
+            label_smoothing=self.label_smoothing,
+            ignore_index=self.ignore_index,
         )
 
 

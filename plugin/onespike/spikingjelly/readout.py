@@ -112,18 +112,31 @@ class HybridCrossEntropyLoss(nn.Module):
         reduction: "mean" over the batch, "sum" or "none".
         weight: a weight per class, [K].
         label_smoothing: share of the target spread over all classes, in [0, 1].
+        ignore_index: an index whose images count for nothing.
     """
 
-    def __init__(self, reduction: str = "mean", weight: Tensor | None = None, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        reduction: str = "mean",
+        weight: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        ignore_index: int | None = None,
+    ) -> None:
         super().__init__()
-        check_loss_settings(reduction, label_smoothing)
+        check_loss_settings(reduction, label_smoothing, ignore_index)
         self.reduction = reduction
         self.label_smoothing = label_smoothing
+        self.ignore_index = ignore_index
         self.weight: Tensor | None
         self.register_buffer("weight", weight)
 
     def forward(self, readout: Readout, target: Tensor) -> Tensor:
-        """Return the loss of a `Readout` for class indices `target` [N]."""
+        """Return the loss of a `Readout` for class indices [N] or probabilities [N, K], as `hybrid_cross_entropy` does."""
         return hybrid_cross_entropy(
-            readout, target, reduction=self.reduction, weight=self.weight, label_smoothing=self.label_smoothing
+            readout,
+            target,
+            reduction=self.reduction,
+            weight=self.weight,
+            label_smoothing=self.label_smoothing,
+            ignore_index=self.ignore_index,
         )
