@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from spikingjelly.activation_based import functional, layer
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from onespike.conversion import (
     ConversionError,
@@ -26,7 +27,7 @@ from onespike.conversion.percentile import nearest_percentile
 from onespike.conversion.spike_bits import SpikeBits
 from onespike.functional import hybrid_encode, predict
 from onespike.models import vgg
-from onespike.spikingjelly import DirectEncoder, HybridEncoder, SingleSpikeLIFNode
+from onespike.spikingjelly import DirectEncoder, HybridEncoder, SingleSpikeLIFNode, SpikeTimeReadout
 
 multi_spike = partial(SingleSpikeLIFNode, single_spike=False)
 
@@ -651,15 +652,112 @@ def test_misuse_of_the_network_is_named(network):
     assert [network.training, network.body.training, network.readout.training] == [True, True, False]
 
 
-def test_what_cannot_be_saved_is_named(network, tmp_path):
-    encoder, network.encoder = network.encoder, nn.Identity()
-    with pytest.raises(TypeError, match="encoder must be a HybridEncoder or a DirectEncoder to be saved, got Identity"):
+def changed(network, how):
+    """Change a network of Conv - neuron - AvgPool - Conv - neuron - ... in a way that its description must refuse."""
+    first = network.body[0]
+    if how == "a foreign encoder":
+        network.encoder = nn.Identity()
+    elif how == "an encoder of a subclass":
+        network.encoder.__class__ = type("Other", (HybridEncoder,), {})
+    elif how == "a foreign neuron":
+        network.body[1] = nn.Identity()
+    elif how == "a neuron of a subclass":
+        network.body[1].__class__ = type("Other", (SingleSpikeLIFNode,), {})
+    elif how == "a readout of a subclass":
+        network.readout.__class__ = type("Other", (SpikeTimeReadout,), {})
+    elif how == "a parametrisation":
+        parametrizations.weight_norm(first)
+    elif how == "a hook":
+        first.register_forward_hook(lambda module, inputs, output: 2 * output)
+    elif how == "pruning":
+        prune.l1_unstructured(first, "weight", 0.5)
+    elif how == "a forward of its own":
+        first.forward = lambda x: x
+    elif how == "a module inside":
+        first.extra = nn.Linear(1, 1)
+    elif how == "another weight":
+        first.extra = nn.Parameter(torch.ones(1))
+    elif how == "a module beside":
+        network.extra = nn.Linear(1, 1)
+    elif how == "one module more":
+        network.body.append(layer.Linear(10, 10, step_mode="m"))
+    elif how == "an argument that is not the weights'":
+        first.out_channels += 1
+    elif how == "a layer in another step mode":
+        first.step_mode = "s"
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("a foreign encoder", "encoder must be a HybridEncoder or a DirectEncoder to be saved, got <class .*Identity"),
+        ("an encoder of a subclass", "encoder must be a HybridEncoder or a DirectEncoder to be saved, got <class .*Other"),
+        (
+            "a foreign neuron",
+            "must be a SingleSpikeLIFNode or a layer that conversion makes to be saved, got <class .*Identity",
+        ),
+        ("a neuron of a subclass", "must be a SingleSpikeLIFNode or a layer that conversion makes.* got <class .*Other"),
+        ("a readout of a subclass", "readout must be a SpikeTimeReadout to be saved, got <class .*Other"),
+        ("a parametrisation", "ParametrizedConv2d"),
+        ("a hook", r"\(Conv2d\) must have no forward hooks to be saved"),
+        ("pruning", r"\(Conv2d\) must have no forward hooks to be saved"),
+        ("a forward of its own", r"\(Conv2d\) must be a plain module to be saved"),
+        ("a module inside", r"\(Conv2d\) must be a plain module to be saved"),
+        ("another weight", "network must hold the weights of its layers and no others to be saved.*body.0.extra"),
+        ("a module beside", "network must hold the weights of its layers and no others to be saved.*extra.weight"),
+        ("one module more", r"body must hold its \d+ modules to be saved, got \d+"),
+        ("an argument that is not the weights'", "network must hold the weights of its layers.*body.0.weight"),
+        ("a layer in another step mode", 'step_mode must be "m" throughout the network, got "s" at body.0'),
+    ],
+)
+def test_what_cannot_be_described_is_refused_and_the_folder_stays_as_it_was(how, message, network, digits, tmp_path):
+    network.save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    changed(network, how)
+    with pytest.raises((TypeError, RuntimeError), match=message):
         network.save(tmp_path)
-    network.encoder = encoder
-    network.body[1] = nn.Identity()
-    with pytest.raises(TypeError, match="neurons must be SingleSpikeLIFNode to be saved, got Identity"):
-        network.save(tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises((TypeError, RuntimeError), match=message):
+        network.save(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("how", ["a new head", "a new head with a bias", "another dropout", "another pool", "step mode s"])
+def test_what_was_changed_after_conversion_is_saved_as_it_is(how, network, digits, tmp_path):
+    x = digits[0][:20]
+    if how.startswith("a new head"):
+        network.body[-1] = layer.Linear(network.body[-1].in_features, 3, bias="bias" in how, step_mode="m")
+    elif how == "another dropout":
+        drops = [module for module in network.body if isinstance(module, layer.Dropout)]
+        assert drops
+        drops[0].p = 0.37
+    elif how == "another pool":
+        at = [type(module).__name__ for module in network.body].index("AvgPool2d")
+        network.body[at] = layer.AdaptiveAvgPool2d(network.body[:at](network.encoder(x)).shape[-1] // 2, step_mode="m")
+    else:
+        functional.set_step_mode(network, "s")
+    network.eval().save(tmp_path)
+    loaded = SpikingNetwork.load(tmp_path)
+    network.reset()
+    for a, b in zip(loaded(x), network(x), strict=True):
+        assert torch.equal(a, b)
+    assert repr(loaded) == repr(network)
+
+
+def test_a_save_removes_its_own_old_weights_alone(network, tmp_path):
+    network.save(tmp_path)
+    (old,) = tmp_path.glob("weights-*")
+    other = tmp_path / "weights-resnet50.safetensors"
+    other.write_bytes(b"another model")
+    with torch.no_grad():
+        network.readout.v_threshold.fill_(3.0)
+    network.save(tmp_path)
+    assert other.read_bytes() == b"another model"
+    assert not old.exists()
+    (tmp_path / "network.json").write_text("{")  # which weights were its own can no longer be told
+    network.save(tmp_path)
+    assert SpikingNetwork.load(tmp_path).readout.v_threshold == 3.0
+    assert other.exists()
 
 
 def test_a_small_vgg_converts_and_saves(tmp_path):

@@ -80,10 +80,14 @@ class Layer:
     arguments: dict[str, Any]
 
     def build(self) -> nn.Module:
-        """Make the SpikingJelly layer, multi-step, with fresh weights; not for a neuron."""
+        """Make the SpikingJelly layer, multi-step, with fresh weights, without a bias unless it is among the arguments."""
         bias = {"bias": False} if self.kind in WEIGHTED else {}
-        kind = AvgPool2d if self.kind == "AvgPool2d" else getattr(sj_layer, self.kind)
-        return kind(**self.arguments, **bias, step_mode="m")
+        return layer_class(self.kind)(**{**bias, **self.arguments}, step_mode="m")
+
+
+def layer_class(kind: str) -> type[nn.Module]:
+    """Return the class of the layer that stands for this kind in a spiking network; not for a neuron."""
+    return AvgPool2d if kind == "AvgPool2d" else getattr(sj_layer, kind)
 
 
 def read_chain(ann: nn.Module) -> tuple[list[Layer], dict[str, Tensor]]:

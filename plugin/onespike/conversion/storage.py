@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from spikingjelly.activation_based.functional import set_step_mode
+from torch import Tensor, nn
 
-from onespike.conversion.chain import ARGUMENTS, NEURON, Layer
+from onespike.conversion.chain import ARGUMENTS, NEURON, Layer, layer_class
 from onespike.conversion.network import CorruptModelError, SpikingNetwork
 from onespike.spikingjelly import DirectEncoder, HybridEncoder, SingleSpikeLIFNode, SpikeTimeReadout
 
@@ -33,23 +34,18 @@ READOUT_SETTINGS = ("beta", "time_gradient")
 def save(network: SpikingNetwork, folder: Path) -> None:
     """Write `network` to `folder`, made if need be; an earlier network there stays whole until the new one is.
 
+    What is written is what the modules are now, whatever became of them since the conversion. It is read back, in memory,
+    before the folder is touched.
+
     Raises:
-        TypeError: the network holds an encoder, neuron or readout that is none of onespike's.
+        TypeError: a part of the network cannot be described: it is not of the very class of a layer that conversion makes, has
+            hooks, or weights besides its own. The message names it, and the folder is as it was.
+        RuntimeError: parts of the network are in different step modes.
     """
-    structure = {
-        "encoder": describe_encoder(network.encoder),
-        "layers": [
-            {
-                "name": layer.name,
-                "kind": layer.kind,
-                "arguments": describe_node(module) if layer.kind == NEURON else layer.arguments,
-            }
-            for layer, module in zip(network.layers, network.body, strict=True)
-        ],
-        "readout": describe_readout(network.readout),
-        "frozen": [name for name, parameter in network.named_parameters() if not parameter.requires_grad],
-    }
-    weights = safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()})
+    structure = describe(network)
+    state = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+    require_the_same(network, structure, state)
+    weights = safetensors.torch.save(state)
     weights_sum = hashlib.sha256(weights).hexdigest()
     file_name = f"weights-{weights_sum[:16]}.safetensors"
     document = {
@@ -59,12 +55,54 @@ def save(network: SpikingNetwork, folder: Path) -> None:
         "weights": file_name,
         "weights_sha256": weights_sum,
     }
+    try:
+        before = read_document(folder / FILE)["weights"]
+    except CorruptModelError:  # nothing is there, or nothing that says which file is its own
+        before = file_name
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / file_name, weights)
     write_atomically(folder / FILE, (json.dumps(document, indent=2) + "\n").encode())
-    for stale in folder.glob("weights-*.safetensors"):
-        if stale.name != file_name:
-            stale.unlink()
+    if before != file_name:
+        (folder / before).unlink(missing_ok=True)
+
+
+def describe(network: SpikingNetwork) -> dict[str, Any]:
+    """Return what `build` needs, and which parameters are frozen."""
+    if len(network.body) != len(network.layers):
+        raise TypeError(f"body must hold its {len(network.layers)} modules to be saved, got {len(network.body)}")
+    network.check_step_modes()
+    names = ["encoder", *(layer.name for layer in network.layers), "readout"]
+    for name, module in zip(names, [network.encoder, *network.body, network.readout], strict=True):
+        require_plain(name, module)
+    return {
+        "encoder": describe_encoder(network.encoder),
+        "layers": [describe_layer(layer.name, module) for layer, module in zip(network.layers, network.body, strict=True)],
+        "readout": describe_readout(network.readout),
+        "step_mode": network.step_mode,
+        "frozen": [name for name, parameter in network.named_parameters() if not parameter.requires_grad],
+    }
+
+
+def require_plain(name: str, module: nn.Module) -> None:
+    """Raise a TypeError if a module does more than its class and its constructor's arguments say."""
+    kind = f"{name} ({type(module).__name__})"
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise TypeError(f"{kind} must have no forward hooks to be saved: remove them, or what keeps them, and save again")
+    if "forward" in vars(module) or list(module.children()):
+        raise TypeError(f"{kind} must be a plain module to be saved, got one with a forward or with modules of its own")
+
+
+def require_the_same(network: SpikingNetwork, structure: dict[str, Any], state: dict[str, Tensor]) -> None:
+    """Raise a TypeError unless the structure and the weights make the network again."""
+    again = build(SpikingNetwork, structure)
+    try:
+        again.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        what = " ".join(str(error).split())
+        raise TypeError(f"network must hold the weights of its layers and no others to be saved: {what}") from error
+    set_step_mode(again, structure["step_mode"])
+    if digest(describe(again) | {"frozen": []}) != digest(structure | {"frozen": []}):
+        raise TypeError(f"network must be what its layers' arguments say to be saved, got {network}")
 
 
 def load(network_class: type[Network], folder: Path) -> Network:
@@ -86,6 +124,8 @@ def load(network_class: type[Network], folder: Path) -> Network:
         raise CorruptModelError(f"{folder / FILE} does not describe the network of {path.name}: {error!r}") from error
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name not in document["structure"]["frozen"])
+    if document["structure"].get("step_mode", "m") != "m":  # older files do not say
+        set_step_mode(network, document["structure"]["step_mode"])
     return network.eval()
 
 
@@ -124,11 +164,24 @@ def read_document(path: Path) -> dict[str, Any]:
     return document
 
 
+def describe_layer(name: str, module: nn.Module) -> dict[str, Any]:
+    """Return the kind and the constructor arguments of a module of the body, as it is now."""
+    if type(module) is SingleSpikeLIFNode:
+        return {"name": name, "kind": NEURON, "arguments": {setting: getattr(module, setting) for setting in NODE_SETTINGS}}
+    kind = type(module).__name__
+    if kind not in ARGUMENTS or type(module) is not layer_class(kind):
+        raise TypeError(f"{name} must be a SingleSpikeLIFNode or a layer that conversion makes to be saved, got {type(module)}")
+    arguments = {argument: getattr(module, argument) for argument in ARGUMENTS[kind]}
+    if getattr(module, "bias", None) is not None:
+        arguments["bias"] = True
+    return {"name": name, "kind": kind, "arguments": arguments}
+
+
 def describe_encoder(encoder: nn.Module) -> dict[str, Any]:
     """Return what `build_encoder` needs."""
-    if isinstance(encoder, DirectEncoder):
+    if type(encoder) is DirectEncoder:
         return {"kind": "DirectEncoder", "T": encoder.T}
-    if isinstance(encoder, HybridEncoder):
+    if type(encoder) is HybridEncoder:
         bounds = encoder.own_range or [encoder.low.tolist(), encoder.high.tolist()]
         return {
             "kind": "HybridEncoder",
@@ -137,7 +190,7 @@ def describe_encoder(encoder: nn.Module) -> dict[str, Any]:
             "analogue": encoder.analogue,
             "temporal": encoder.temporal,
         }
-    raise TypeError(f"encoder must be a HybridEncoder or a DirectEncoder to be saved, got {type(encoder).__name__}")
+    raise TypeError(f"encoder must be a HybridEncoder or a DirectEncoder to be saved, got {type(encoder)}")
 
 
 def build_encoder(values: dict[str, Any]) -> nn.Module:
@@ -151,17 +204,10 @@ def build_encoder(values: dict[str, Any]) -> nn.Module:
     return HybridEncoder(**arguments)
 
 
-def describe_node(node: nn.Module) -> dict[str, Any]:
-    """Return the constructor arguments of a node; its parameters are among the weights."""
-    if not isinstance(node, SingleSpikeLIFNode):
-        raise TypeError(f"neurons must be SingleSpikeLIFNode to be saved, got {type(node).__name__}")
-    return {name: getattr(node, name) for name in NODE_SETTINGS}
-
-
 def describe_readout(readout: nn.Module) -> dict[str, Any]:
     """Return the constructor arguments of a readout; its threshold is among the weights."""
-    if not isinstance(readout, SpikeTimeReadout):
-        raise TypeError(f"readout must be a SpikeTimeReadout to be saved, got {type(readout).__name__}")
+    if type(readout) is not SpikeTimeReadout:
+        raise TypeError(f"readout must be a SpikeTimeReadout to be saved, got {type(readout)}")
     return {name: getattr(readout, name) for name in READOUT_SETTINGS}
 
 
