@@ -132,6 +132,48 @@ def test_reset_reaches_nested_neurons_and_the_hosts(net, x_seq):
     assert not net.host.mem.any()
 
 
+HOSTS = {
+    "Leaky": {"beta": 0.9},
+    "RLeaky": {"beta": 0.9, "all_to_all": False},
+    "Synaptic": {"alpha": 0.8, "beta": 0.9},
+    "RSynaptic": {"alpha": 0.8, "beta": 0.9, "all_to_all": False},
+    "Alpha": {"alpha": 0.9, "beta": 0.8},
+    "Lapicque": {"beta": 0.9},
+    "SLSTM": {"input_size": 40, "hidden_size": 40},
+}
+
+
+def state_of(node):
+    """Return what a host's neuron remembers, of all names that they have for it."""
+    found = [getattr(node, name, None) for name in ("mem", "syn", "syn_exc", "syn_inh", "spk")]
+    return [value.clone() for value in found if isinstance(value, torch.Tensor)]
+
+
+@pytest.mark.parametrize("kind", HOSTS)
+def test_reset_reaches_every_neuron_of_the_network_however_deep_and_no_other(kind, x_seq):
+    def build():
+        torch.manual_seed(0)
+        return nn.ModuleDict({"block": nn.Sequential(nn.Sequential(getattr(snn, kind)(**HOSTS[kind], init_hidden=True)))})
+
+    ours, other = build(), build()
+    first = torch.stack([ours["block"](x) for x in x_seq])
+    assert torch.equal(torch.stack([other["block"](x) for x in x_seq]), first)
+    before = state_of(other["block"][0][0])
+    assert any(value.any() for value in before)
+    reset(ours)
+    assert torch.equal(torch.stack([ours["block"](x) for x in x_seq]), first)
+    assert all(map(torch.equal, state_of(other["block"][0][0]), before))
+
+
+def test_a_neuron_that_cannot_be_reset_is_named():
+    class Own(snn.SpikingNeuron):
+        pass
+
+    with pytest.raises(TypeError, match=r"1 \(Own\) must have reset_mem\(\) to be reset, since it keeps a state"):
+        reset(nn.Sequential(nn.Linear(1, 1), Own(init_hidden=True)))
+    reset(nn.Sequential(nn.Linear(1, 1), Own()))  # has its state handed to it
+
+
 def test_every_parameter_gets_a_gradient(net, x_seq):
     net(x_seq).square().sum().backward()
     assert {"lif1.beta", "lif1.threshold", "deep.1.beta", "deep.1.threshold"} <= {name for name, _ in net.named_parameters()}

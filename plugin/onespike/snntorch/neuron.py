@@ -4,7 +4,6 @@ from typing import Any
 
 import snntorch
 import torch
-from snntorch.utils import reset as reset_host_neurons
 from torch import Tensor, nn
 
 from onespike.functional.backends import check_backend
@@ -29,8 +28,9 @@ class SingleSpikeLeaky(snntorch.SpikingNeuron):
         node = SingleSpikeLeaky(init_hidden=True)  # step by step, the state inside: spk = node(x)
         spk, mem = node.sequence(x_seq)            # all of [T, B, ...] at once, no state kept: the fast way
 
-    `snntorch.utils.reset` knows the host's own neurons only: between sequences call `reset(net)` of this module, or
-    `reset_mem()` of each node. After each optimizer step call `project_()`. Give neither parameter weight decay.
+    `snntorch.utils.reset` knows the host's own neurons only, and resets those of other networks too: between sequences call
+    `reset(net)` of this module, or `reset_mem()` of each node. After each optimizer step call `project_()`. Give neither
+    parameter weight decay.
 
     Args:
         beta: initial leak, the factor by which mem decays in a step, in [0, 1].
@@ -180,19 +180,26 @@ class SingleSpikeLeaky(snntorch.SpikingNeuron):
 
 
 def reset(net: nn.Module) -> None:
-    """Clear the state of every neuron of `net` before a new sequence: ours, however deep, and the host's by its own rules.
+    """Clear the state of every neuron of `net` before a new sequence, ours and the host's, however deep, and of no other.
+
+    (`snntorch.utils.reset` looks one level deep, and resets every neuron in the process that is of a kind that it found there.)
 
     Raises:
-        TypeError: `net` holds a SpikingJelly module with state, which would keep it.
+        TypeError: `net` holds a SpikingJelly module with state, which would keep it, or a neuron with hidden state and no
+            `reset_mem`.
     """
+    neurons = []
     for name, module in net.named_modules():
+        label = f"{name or 'net'} ({type(module).__name__})"
         bases = [kind.__module__ for kind in type(module).__mro__]
         if "spikingjelly.activation_based.base" in bases and hasattr(module, "reset"):
-            label = f"{name or 'net'} ({type(module).__name__})"
             raise TypeError(
                 f"{label} is a SpikingJelly module, whose state stays: call SpikingJelly's functional.reset_net(net)"
             )
-    reset_host_neurons(net)
-    for module in net.modules():
-        if isinstance(module, SingleSpikeLeaky):
-            module.reset_mem()
+        if isinstance(module, snntorch.SpikingNeuron):
+            if hasattr(module, "reset_mem"):
+                neurons.append(module)
+            elif getattr(module, "init_hidden", False):
+                raise TypeError(f"{label} must have reset_mem() to be reset, since it keeps a state (init_hidden=True)")
+    for neuron in neurons:
+        neuron.reset_mem()
