@@ -1,5 +1,6 @@
 """ANN to spiking network: thresholds, accuracy, structure, what is refused, saving and loading."""
 
+import copy
 import json
 from functools import partial
 from math import ceil
@@ -270,9 +271,9 @@ def test_conversion_scales_thresholds_copies_weights_and_leaves_the_ann(ann, dig
         assert node.v_threshold.item() == pytest.approx(0.3 * thresholds[name])
         assert node.leak.item() == pytest.approx(0.9)
     weights = [p for name, p in network.named_parameters() if name.endswith("weight")]
-    for copy, original in zip(weights, ann.parameters(), strict=True):
-        assert torch.equal(copy, original)
-        assert copy.data_ptr() != original.data_ptr()
+    for own, original in zip(weights, ann.parameters(), strict=True):
+        assert torch.equal(own, original)
+        assert own.data_ptr() != original.data_ptr()
     with torch.no_grad():
         for weight in weights:
             weight.zero_()
@@ -742,6 +743,16 @@ def test_what_was_changed_after_conversion_is_saved_as_it_is(how, network, digit
     for a, b in zip(loaded(x), network(x), strict=True):
         assert torch.equal(a, b)
     assert repr(loaded) == repr(network)
+
+
+def test_a_network_made_on_the_meta_device_takes_a_state_dict(network, digits, tmp_path):
+    expected = network.eval()(digits[0][:20]).potential
+    empty = copy.deepcopy(network).to("meta").to_empty(device="cpu")
+    empty.load_state_dict(network.state_dict())
+    assert torch.equal(empty(digits[0][:20]).potential, expected)
+    other = copy.deepcopy(network).to("meta")
+    other.load_state_dict(network.state_dict(), assign=True)
+    assert torch.equal(other(digits[0][:20]).potential, expected)
 
 
 def test_a_save_removes_its_own_old_weights_alone(network, tmp_path):

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -145,13 +146,13 @@ def test_deepcopy_between_single_steps(images):
     assert torch.equal(found.potential, expected.potential)
 
 
-def test_state_dict_is_strict_and_holds_parameters_alone(images):
+def test_state_dict_is_strict_and_holds_parameters_and_the_range_alone(images):
     net, twin = network(), network()
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.mul_(0.9)
     net(images)
-    assert set(net.state_dict()) == {name for name, _ in net.named_parameters()}
+    assert set(net.state_dict()) == {name for name, _ in net.named_parameters()} | {"0.low", "0.high"}
     assert {"2.leak", "2.v_threshold", "8.v_threshold"} <= set(net.state_dict())
     twin.load_state_dict(net.state_dict())
     functional.reset_net(net)
@@ -307,6 +308,42 @@ def test_a_cast_rounds_no_bound_of_the_encoder():
     assert torch.equal(encoder.bfloat16()(levels), expected)
     assert torch.equal(encoder.float()(levels), expected)
     assert encoder.double().to("meta").low.device.type == "meta"
+
+
+def test_a_state_dict_restores_the_encoders_range(images):
+    one, other = HybridEncoder(T, (-1.0, 2.0)), HybridEncoder(T)
+    expected = one(images)
+    assert not torch.equal(other(images), expected)
+    for assign in (False, True):
+        other = HybridEncoder(T)
+        other.load_state_dict(one.state_dict(), assign=assign)
+        assert torch.equal(other(images), expected)
+        assert torch.equal(other.bfloat16()(images), expected)
+    with torch.device("meta"):
+        empty = HybridEncoder(T)
+    empty = empty.to_empty(device="cpu")
+    empty.load_state_dict(one.state_dict())
+    assert torch.equal(empty(images), expected)
+
+
+def test_a_range_that_does_not_fit_is_an_error():
+    channels = HybridEncoder.for_normalized(T, [0.4, 0.5], [0.2, 0.3])
+    with pytest.raises(RuntimeError, match="size mismatch for low"):
+        HybridEncoder(T).load_state_dict(channels.state_dict())
+    assert not HybridEncoder(T, "image").state_dict()
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*low"):
+        HybridEncoder(T, "image").load_state_dict(HybridEncoder(T).state_dict())
+    with pytest.raises(RuntimeError, match=r"Missing key.*low"):
+        HybridEncoder(T).load_state_dict(HybridEncoder(T, "image").state_dict())
+
+
+def test_a_state_dict_from_before_ranges_were_part_of_it_loads(images):
+    old, encoder = OrderedDict(), HybridEncoder(T, (-1.0, 2.0))
+    old._metadata = OrderedDict({"": {"version": 1}})
+    expected = encoder(images)
+    for state in (old, {}):  # as pickled, and as files of safetensors have it
+        encoder.load_state_dict(state)
+        assert torch.equal(encoder(images), expected)
 
 
 def test_what_is_not_learned_gets_no_gradient(images):

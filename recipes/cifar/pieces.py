@@ -16,6 +16,8 @@ from torch import Tensor
 from onespike.conversion.storage import write_atomically
 
 MAGIC = b"onespike piece 1\n"
+FEW = 64
+"""So many numbers, at most, are kept as they are: leaks, thresholds, an encoder's range."""
 
 
 class PieceError(RuntimeError):
@@ -25,7 +27,7 @@ class PieceError(RuntimeError):
 def write_pieces(stem: Path, state: Mapping[str, Tensor], about: dict[str, Any], piece_mb: float = 16) -> list[Path]:
     """Write the tensors of a network as `stem`-1-of-n.piece and so on; earlier pieces of that stem are removed.
 
-    Matrices and filters are rounded to float16; single numbers, which are leaks and thresholds, are kept as they are.
+    Matrices and filters are rounded to float16; leaks, thresholds and ranges, which are few numbers each, are kept as they are.
 
     Args:
         stem: folder and first part of the names.
@@ -36,7 +38,7 @@ def write_pieces(stem: Path, state: Mapping[str, Tensor], about: dict[str, Any],
     Raises:
         PieceError: a number does not fit float16, or `piece_mb` leaves no room beside a piece's description.
     """
-    arrays = {name: tensor.detach().cpu().half().contiguous() for name, tensor in state.items() if tensor.dim()}
+    arrays = {name: tensor.detach().cpu().half().contiguous() for name, tensor in state.items() if tensor.numel() > FEW}
     for name, array in arrays.items():
         if not array.isfinite().all():
             raise PieceError(f"{name} must fit float16 to be exported, got values up to {state[name].abs().max().item():.3g}")
@@ -44,7 +46,7 @@ def write_pieces(stem: Path, state: Mapping[str, Tensor], about: dict[str, Any],
     whole = {
         "about": about,
         "shapes": {name: list(array.shape) for name, array in arrays.items()},
-        "numbers": {name: tensor.item() for name, tensor in state.items() if not tensor.dim()},
+        "numbers": {name: tensor.tolist() for name, tensor in state.items() if tensor.numel() <= FEW},
         "sha256": hashlib.sha256(content).hexdigest(),
     }
     room = int(piece_mb * 1e6) - len(MAGIC) - len(json.dumps(whole)) - 200

@@ -12,13 +12,14 @@ from onespike.conversion.chain import NEURON, Layer, check_images
 from onespike.functional import Readout
 from onespike.functional.checks import check_T
 from onespike.spikingjelly import SingleSpikeLIFNode, SpikeTimeReadout, project_net
+from onespike.spikingjelly.memory import CopyableMemory
 
 
 class CorruptModelError(ValueError):
     """A saved network is missing, truncated, altered or of an unknown format; the message names the file."""
 
 
-class SpikingNetwork(base.MemoryModule):
+class SpikingNetwork(CopyableMemory):
     """A feed-forward spiking network: images [N, *] -> `Readout` of potential and spike time, each [N, K].
 
     `encoder`, `body` and `readout` are ordinary SpikingJelly modules and may be used, swapped or hooked on their own. In step

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from onespike.functional import hybrid_encode
 from onespike.functional.checks import check_floating, check_T
 from onespike.functional.encoding import IntensityRange, parse_range
+from onespike.spikingjelly.memory import CopyableMemory
 
 
-class HybridEncoder(base.MemoryModule):
+class HybridEncoder(CopyableMemory):
     """Encode images as the analogue pixel at t = 1 and one spike per pixel at t in 2..T (eqs. 4-5).
 
     In step mode "m" it is stateless and maps x [N, *] to [T, N, *]. In mode "s" each call takes the same images
-    x [N, *] and returns the next step's [N, *]; `reset_net` starts over.
+    x [N, *] and returns the next step's [N, *]; `reset_net` starts over. A range that is not the image's own is part of the
+    state dict, as `low` and `high`.
 
     Args:
         T: number of time steps, at least 1.
@@ -31,6 +33,7 @@ class HybridEncoder(base.MemoryModule):
         RuntimeError: in mode "s", a step beyond T.
     """
 
+    _version = 2  # since the range is part of the state dict
     t: int
     low: Tensor
     high: Tensor
@@ -55,8 +58,8 @@ class HybridEncoder(base.MemoryModule):
         parsed = parse_range(intensity_range)
         self.own_range = parsed if isinstance(parsed, str) else None
         low, high = (torch.zeros(()), torch.ones(())) if isinstance(parsed, str) else parsed
-        self.register_buffer("low", low, persistent=False)
-        self.register_buffer("high", high, persistent=False)
+        self.register_buffer("low", low, persistent=self.own_range is None)
+        self.register_buffer("high", high, persistent=self.own_range is None)
 
     @classmethod
     def for_normalized(
@@ -80,13 +83,21 @@ class HybridEncoder(base.MemoryModule):
         bounds = low.view(shape), high.view(shape)
         return cls(T, bounds, step_mode, analogue=analogue, temporal=temporal)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor]) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Let the range follow the module to another device, but not to another dtype: rounding it would move spikes."""
         bounds = self.low, self.high
-        super()._apply(fn)
+        super()._apply(fn, recurse)
         if not bounds[0].is_meta:
             self.low, self.high = (bound.to(self.low.device) for bound in bounds)
         return self
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *arguments) -> None:
+        """Load the range; a state dict that was written before ranges were part of it leaves the encoder's as it is."""
+        bounds = {f"{prefix}low": self.low, f"{prefix}high": self.high}
+        before = local_metadata.get("version", 1) < HybridEncoder._version and not bounds.keys() & state_dict.keys()
+        if before and self.own_range is None:
+            state_dict.update(bounds)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *arguments)
 
     @property
     def T(self) -> int:

@@ -1,13 +1,18 @@
 """What onespike's stateful modules add to SpikingJelly's base class."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 from spikingjelly.activation_based import base
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class CopyableMemory(base.MemoryModule):
-    """A `MemoryModule` that can be copied, pickled and detached in the middle of a sequence."""
+    """A `MemoryModule` that can be copied, pickled and detached in the middle of a sequence, and made on the meta device."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Take the argument that the host's own leaves out, and `to_empty` gives."""
+        return super()._apply(fn) if recurse else nn.Module._apply(self, fn, recurse=False)
 
     def detach(self) -> None:
         """Cut the state off its graph; not in place, as the host does it, which autograd refuses for views."""
