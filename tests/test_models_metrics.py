@@ -178,6 +178,39 @@ def test_counting_in_steps_and_in_batches_equals_counting_at_once():
             assert energy(activity, accounting=accounting) == energy(whole, accounting=accounting)
 
 
+@pytest.mark.parametrize("mode", ["m", "s"])
+def test_a_bias_is_no_event(mode):
+    counted = []
+    for bias in (0.0, -1.0):
+        net = nn.Sequential(HybridEncoder(5), layer.Flatten(), layer.Linear(16, 8), SingleSpikeLIFNode(v_threshold=0.2))
+        net += nn.Sequential(layer.Linear(8, 4), SingleSpikeLIFNode())
+        functional.set_step_mode(net, mode)
+        with torch.no_grad():
+            for module in (net[2], net[4]):
+                module.weight.fill_(0.5)
+                module.bias.fill_(bias)
+        net[3].v_threshold.data.fill_(0.2 if bias == 0 else 1e-3)
+        with torch.no_grad(), SpikingActivity(net.eval()) as activity:
+            for _ in range(1 if mode == "m" else 5):
+                net(torch.full((10, 1, 4, 4), 0.8))
+        assert activity.layers["3"].spikes == 10 * 8, "the same spikes, whatever the bias"
+        counted.append([activity.synapses[name].events for name in ("2", "4")])
+    assert counted[0] == counted[1] == [10 * 16 * 8, 10 * 8 * 4]
+
+
+@pytest.mark.parametrize("encoder", [HybridEncoder(3), DirectEncoder(3)])
+def test_a_batch_without_a_reset_is_named(encoder):
+    net = toy()
+    net[0] = encoder
+    with torch.no_grad(), SpikingActivity(net) as activity:
+        net(torch.rand(2, 1, 4, 4))
+        with pytest.raises(RuntimeError, match=r"must be reset between batches to be counted.* call reset_net\(network\)"):
+            net(torch.rand(2, 1, 4, 4))
+    assert activity.images == 2
+    with torch.no_grad(), SpikingActivity(net), pytest.raises(RuntimeError, match="must be reset between batches"):
+        net(torch.rand(2, 1, 4, 4))  # it had run before it was watched
+
+
 def test_a_direct_frame_costs_its_multiplications_once():
     net = toy()
     net[0] = DirectEncoder(3)

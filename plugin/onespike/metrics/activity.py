@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from onespike.metrics.macs import WEIGHTED, macs_of
-from onespike.spikingjelly import DirectEncoder
+from onespike.spikingjelly import DirectEncoder, HybridEncoder
 
 POOLS = tuple(getattr(nn, f"{kind}AvgPool{d}d") for kind in ("", "Adaptive") for d in (1, 2, 3))
 
@@ -76,7 +76,7 @@ class SpikingActivity:
     Raises:
         ValueError: the network holds no spiking neuron.
         TypeError: a Conv or Linear layer has no step mode, so that steps and images cannot be told apart.
-        RuntimeError: it is run in training mode, where dropout would blur the count.
+        RuntimeError: it is run in training mode, where dropout would blur the count, or without a reset between two batches.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -94,6 +94,7 @@ class SpikingActivity:
         self._first_node = next(iter(self._nodes.values()))
         self._first_weights: str | None = None
         self._direct = any(isinstance(module, DirectEncoder) for module in network.modules())
+        self._presents = any(isinstance(module, HybridEncoder | DirectEncoder) for module in network.modules())
         self._path = _Path()
         self._counting = False
         self._hooks: list[Any] = []
@@ -181,6 +182,11 @@ class SpikingActivity:
             if not isinstance(self._first_node.v, Tensor):  # a fresh state: new images
                 self.images += x_seq.shape[1]
                 path.frame = None
+            elif module.step_mode == "m" and self._presents:
+                raise RuntimeError(
+                    "the network must be reset between batches to be counted, got a second one on neurons that go on from the "
+                    "first: call reset_net(network)"
+                )
         path.weights = name
         synapses.source, synapses.inputs = path.source, prod(x_seq.shape[2:]) * path.share
         synapses.macs = macs_of(module, prod(y_seq.shape[2:]))
@@ -199,7 +205,10 @@ class SpikingActivity:
         counts = counts.unsqueeze(0) if module.step_mode == "m" else counts
         self._counting = True
         try:
-            return functional_call(module, {"weight": torch.ones_like(module.weight)}, counts).sum(dtype=torch.float64)  # type: ignore[arg-type]
+            ones = {"weight": torch.ones_like(module.weight)}  # type: ignore[arg-type]
+            if isinstance(module.bias, Tensor):  # no input's spike brings it
+                ones["bias"] = torch.zeros_like(module.bias)
+            return functional_call(module, ones, counts).sum(dtype=torch.float64)
         finally:
             self._counting = False
 
