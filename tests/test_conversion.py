@@ -392,6 +392,15 @@ def conv(bias=False):
     return nn.Conv2d(3, 4, 3, bias=bias)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_map_is_no_output(training):
+    ann = nn.Sequential(conv(), nn.ReLU(), nn.Conv2d(4, 2, 1, bias=False)).train(training)
+    with pytest.raises(
+        ConversionError, match=r"2 \(Conv2d\) must give logits \[N, K\], got shape \(1, 2, 6, 6\): pool and flatten"
+    ):
+        convert(ann, torch.rand(8, 3, 8, 8), timesteps=3)
+
+
 class Residual(nn.Module):
     def __init__(self):
         super().__init__()

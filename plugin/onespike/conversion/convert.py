@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from onespike.conversion.calibrate import build_modules, calibrate_thresholds
-from onespike.conversion.chain import NEURON, Layer, check_images, read_chain
+from onespike.conversion.chain import NEURON, ConversionError, Layer, check_images, read_chain
 from onespike.conversion.network import SpikingNetwork
 from onespike.functional.checks import check_positive, check_T
 from onespike.spikingjelly import HybridEncoder, SingleSpikeLIFNode, SpikeTimeReadout
@@ -81,10 +81,20 @@ def convert(
     if encoder is None:
         encoder = HybridEncoder(T, intensity_range_of(images))
     network = SpikingNetwork(encoder, layers, stages, SpikeTimeReadout())
-    network.to(next(iter(weights.values())).device)
+    device = next(iter(weights.values())).device
+    require_logits(network.to(device).eval(), images[:1].to(device))
     network.train(ann.training)
     network.calibrate_readout(images, batch_size)
     return network
+
+
+@torch.no_grad()
+def require_logits(network: SpikingNetwork, images: Tensor) -> None:
+    """Raise a ConversionError unless the network's output is [N, K]."""
+    _, *shape = network.currents(images).shape
+    if len(shape) != 2:
+        last = f"{network.layers[-1].name} ({network.layers[-1].kind})"
+        raise ConversionError(f"{last} must give logits [N, K], got shape {tuple(shape)}: pool and flatten before it")
 
 
 def intensity_range_of(images: Tensor) -> tuple[Tensor, Tensor]:
