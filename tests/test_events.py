@@ -73,6 +73,23 @@ def test_tensors_and_batches_say_the_same():
     assert torch.equal(batch[:, 1], hybrid_encode_events(2 * FRAME, two, 4))
 
 
+def test_mappings_of_arrays_and_npz_files_say_the_same(tmp_path):
+    """SpikingJelly's recordings, of whatever types it reads them in."""
+    fields = {"t": [10, 90, 40, 55], "x": [0, 2, 1, 2], "y": [0, 1, 1, 1], "p": [1, 0, 0, 1]}
+    frame = torch.rand(1, 2, 3)
+    table = torch.tensor([fields[name] for name in ("x", "y", "t", "p")]).T
+    expected = hybrid_encode_events(frame, table, 5)
+    for kind in ("int64", "int16", "uint16", "float32"):
+        arrays = {name: np.array(values, dtype=bool if name == "p" else kind) for name, values in fields.items()}
+        assert torch.equal(hybrid_encode_events(frame, arrays, 5), expected)
+        np.savez(tmp_path / "events.npz", **arrays)
+        with np.load(tmp_path / "events.npz") as recording:
+            assert torch.equal(hybrid_encode_events(frame, recording, 5), expected)
+    assert torch.equal(
+        hybrid_encode_events(frame, {name: torch.tensor(values) for name, values in fields.items()}, 5), expected
+    )
+
+
 def test_microseconds_of_a_day_keep_their_precision():
     start = 86_400_000_000_000
     events = recording((0, 0, start, 1), (1, 0, start + 33, 1), (2, 0, start + 34, 1), (0, 1, start + 100, 1))
@@ -129,7 +146,17 @@ def test_the_gradient_of_the_frame_flows():
         (
             lambda: hybrid_encode_events(FRAME, np.zeros((3, 4)), 4),
             TypeError,
-            "structured array with the fields x, y, t, p.*ndarray",
+            "structured array or a mapping with the fields x, y, t, p.*ndarray",
+        ),
+        (
+            lambda: hybrid_encode_events(FRAME, {"x": [1], "y": [1], "t": [1]}, 4),
+            TypeError,
+            r"a mapping with the fields x, y, t, p.* got keys \['t', 'x', 'y'\]",
+        ),
+        (
+            lambda: hybrid_encode_events(FRAME, {"x": [1], "y": [1, 0], "t": [1], "p": [1]}, 4),
+            ValueError,
+            r"one number of each field for every event, \[E\], got x \(1,\), y \(2,\)",
         ),
         (lambda: hybrid_encode_events(FRAME, recording(), 4, window=(5, 5)), ValueError, "window must be .*start < end"),
         (lambda: hybrid_encode_events(FRAME, recording(), 4, window=5), ValueError, r"window must be a pair .* got 5"),

@@ -121,6 +121,20 @@ def test_neurons_go_where_the_layer_before_them_is():
     assert to_single_spike_snntorch(wide)[0][1].beta.dtype == torch.float64
 
 
+def test_the_report_says_what_is_trained():
+    report = to_single_spike(nn.Sequential(neuron.LIFNode(), neuron.ParametricLIFNode()))[1]
+    assert [swap.note.split(". ")[-1] for swap in report.swaps] == [
+        "Leak and v_threshold frozen, as before.",
+        "Leak trained, v_threshold frozen, as before.",
+    ]
+    nets = [snn.Leaky(0.9, init_hidden=True, learn_beta=beta, learn_threshold=True) for beta in (False, True)]
+    report = to_single_spike_snntorch(nn.Sequential(*nets))[1]
+    assert [swap.note.split(". ")[-1] for swap in report.swaps] == [
+        "Threshold trained, beta frozen, as before.",
+        "Beta and threshold trained.",
+    ]
+
+
 def test_what_cannot_be_exchanged_is_left_with_its_reason():
     net = nn.Sequential(neuron.IFNode(v_threshold=-1.0), neuron.IFNode())
     assert [(swap.path, swap.note) for swap in to_single_spike(net)[1].left] == [("0", "v_threshold must be > 0, got -1.0")]

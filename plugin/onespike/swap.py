@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+PARAMETERS = ("leak", "beta", "v_threshold", "threshold")
+"""What neurons of either host call what they may train."""
+
 
 @dataclass(frozen=True)
 class Swap:
@@ -66,6 +69,7 @@ def swap_neurons(
             except ValueError as error:
                 ours, note = None, str(error)
             now = None if ours is None else str(ours)  # on the CPU: a device may refuse to be read
+            note = note if ours is None else f"{note} {what_trains(ours)}"
             made[module] = None if ours is None else ours.to(last.device).train(module.training), now, note
         swaps.append(Swap(path, type(module).__name__, *made[module][1:]))
     if not swaps:
@@ -76,3 +80,13 @@ def swap_neurons(
         return copy.deepcopy(net, copies), SwapReport(tuple(swaps))
     except RuntimeError as error:
         raise RuntimeError("net cannot be copied: if it has run, reset it with the host's function first") from error
+
+
+def what_trains(node: nn.Module) -> str:
+    """Say which of a neuron's leak and threshold are trained."""
+    names = [name for name in PARAMETERS if hasattr(node, name)]
+    trained = [name for name in names if getattr(node, name).requires_grad]
+    frozen = [name for name in names if name not in trained]
+    parts = [f"{' and '.join(trained)} trained"] if trained else []
+    parts += [f"{' and '.join(frozen)} frozen, as before"] if frozen else []
+    return f"{', '.join(parts).capitalize()}."

@@ -1,6 +1,6 @@
 """The hybrid code of an event camera: the frame first, then each pixel's first event (Section III)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,10 +23,10 @@ def hybrid_encode_events(frame: Tensor, events: Any, T: int, *, window: tuple[fl
 
     Args:
         frame: intensities, [C, H, W], or [N, C, H, W] for a batch; floating point.
-        events: for a frame, its events: a NumPy structured array with the fields x, y, t and p (tonic's format), or a tensor
-            [E, 4] with the columns x, y, t, p. x is the column in 0..W-1, y the row in 0..H-1, t a time in any unit, such as
-            microseconds, in any order, and p the polarity: 1 or True for brighter, 0, -1 or False for darker. For a batch, a
-            sequence of N of them.
+        events: for a frame, its events: a NumPy structured array with the fields x, y, t and p (tonic's format), a mapping of
+            these names to arrays [E] (SpikingJelly's, and its .npz files), or a tensor [E, 4] with the columns x, y, t, p. x is
+            the column in 0..W-1, y the row in 0..H-1, t a time in any unit, such as microseconds, in any order, and p the
+            polarity: 1 or True for brighter, 0, -1 or False for darker. For a batch, a sequence of N of them.
         T: number of time steps, at least 2.
         window: (start, end) in the unit of t; events outside are left out. None for each recording's first and last event.
 
@@ -107,8 +107,15 @@ def columns(events: Any) -> list[Tensor]:
     """Return x, y, t and p of a recording as tensors on the CPU; whole numbers stay whole, and get 64 bits to compute in.
 
     Raises:
-        TypeError: it is neither a structured array nor a tensor [E, 4].
+        TypeError: it is neither a structured array, nor a mapping of arrays, nor a tensor [E, 4].
+        ValueError: the arrays of a mapping differ in length.
     """
+    if isinstance(events, Mapping) and set(FIELDS) <= set(events):
+        arrays = [torch.as_tensor(events[name]).detach().cpu() for name in FIELDS]
+        if len({array.shape for array in arrays}) > 1 or arrays[0].dim() != 1:
+            shapes = ", ".join(f"{name} {tuple(array.shape)}" for name, array in zip(FIELDS, arrays, strict=True))
+            raise ValueError(f"events must hold one number of each field for every event, [E], got {shapes}")
+        return [array if array.is_floating_point() else array.long() for array in arrays]
     if isinstance(events, Tensor):
         if events.dim() != 2 or events.shape[1] != len(FIELDS) or events.dtype == torch.bool:
             raise TypeError(f"events must be a tensor [E, 4] of numbers x, y, t, p, got {events.dtype} {tuple(events.shape)}")
@@ -117,6 +124,9 @@ def columns(events: Any) -> list[Tensor]:
     names = getattr(getattr(events, "dtype", None), "names", None)
     if names is None or not set(FIELDS) <= set(names):
         what = f"fields {names}" if names else type(events).__name__
-        raise TypeError(f"events must be a structured array with the fields x, y, t, p, or a tensor [E, 4], got {what}")
+        what = f"keys {sorted(map(str, events))}" if isinstance(events, Mapping) else what
+        raise TypeError(
+            f"events must be a structured array or a mapping with the fields x, y, t, p, or a tensor [E, 4], got {what}"
+        )
     whole = [events[name].astype("float64" if events[name].dtype.kind == "f" else "int64") for name in FIELDS]
     return [torch.from_numpy(values) for values in whole]
