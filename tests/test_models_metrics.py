@@ -9,6 +9,7 @@ from onespike.conversion import convert
 from onespike.conversion.chain import read_chain
 from onespike.metrics import TECHNOLOGIES, SpikingActivity, count_macs, energy
 from onespike.models import vgg
+from onespike.snntorch import SingleSpikeLeaky
 from onespike.spikingjelly import DirectEncoder, HybridEncoder, SingleSpikeLIFNode
 
 
@@ -72,7 +73,11 @@ def test_vgg_initialisation_dropout_and_scaling():
         (lambda: vgg("vgg16", 10, image_size=20), "image_size must be a multiple of 16 for vgg16, got 20"),
         (lambda: count_macs(nn.ReLU(), (3,)), "ann must hold a Conv or Linear layer, got ReLU"),
         (lambda: count_macs(nn.Linear(3, 2), (0,)), "input_shape must be > 0, got 0"),
-        (lambda: SpikingActivity(nn.Linear(3, 2)), "network must hold spiking neurons, got Linear"),
+        (lambda: SpikingActivity(nn.Linear(3, 2)), "network must hold spiking neurons of .*, got Linear without any"),
+        (
+            lambda: SpikingActivity(nn.Sequential(layer.Linear(3, 2), SingleSpikeLeaky(init_hidden=True))),
+            "network must hold spiking neurons of SpikingJelly's kind.*, got snnTorch's SingleSpikeLeaky",
+        ),
     ],
 )
 def test_bad_input_is_named(call, message):

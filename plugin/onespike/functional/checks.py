@@ -86,10 +86,14 @@ def check_threshold(name: str, v_threshold: Tensor) -> None:
 
 
 def check_within(name: str, value: Tensor, holds: bool, rule: str) -> None:
-    """Raise a ValueError with the range of `value` unless `holds`, and name the projection as the remedy."""
+    """Raise a ValueError with the range of `value` unless `holds`, and name the projection as the remedy, but not of NaN."""
     if holds:
         return
     value = value.detach()
+    if value.isnan().any():
+        raise ValueError(
+            f"{name} must be {rule}, got NaN in {int(value.isnan().sum())} of {value.numel()}: training has failed"
+        )
     seen = f"{float(value)}" if value.numel() == 1 else f"values from {float(value.min())} to {float(value.max())}"
     raise ValueError(f"{name} must be {rule}, got {seen} (a trained value: call project_() after each optimizer step)")
 

@@ -84,7 +84,11 @@ class SpikingActivity:
         named: dict[str, nn.Module] = own_names() if own_names else dict(network.named_modules())
         self._nodes = {name: m for name, m in named.items() if isinstance(m, base.MemoryModule) and "v" in m._memories}
         if not self._nodes:
-            raise ValueError(f"network must hold spiking neurons, got {type(network).__name__} without any")
+            other = {type(module).__name__ for module in named.values() if of_snntorch(module)}
+            found = f"snnTorch's {', '.join(sorted(other))}" if other else f"{type(network).__name__} without any"
+            raise ValueError(
+                f"network must hold spiking neurons of SpikingJelly's kind, such as SingleSpikeLIFNode, got {found}"
+            )
         self._weights = {name: module for name, module in named.items() if isinstance(module, WEIGHTED)}
         for name, module in self._weights.items():
             if not hasattr(module, "step_mode"):
@@ -211,6 +215,11 @@ class SpikingActivity:
             return functional_call(module, ones, counts).sum(dtype=torch.float64)
         finally:
             self._counting = False
+
+
+def of_snntorch(module: nn.Module) -> bool:
+    """Whether a module is a snnTorch neuron, ours for it included; snnTorch need not be there to tell."""
+    return any(kind.__module__.startswith("snntorch.") for kind in type(module).__mro__)
 
 
 def pooled_inputs(module: nn.Module, x: Tensor, output: Tensor) -> int:
