@@ -203,7 +203,8 @@ def mean(row: Row, *path: str) -> float:
 
 def grid(values: dict[str, dict[str, float]], label: str, *, ax: Any) -> None:
     """Draw a line of cells for each run, a cell for each layer, the darker the higher its value."""
-    layers = list(dict.fromkeys(layer for line in values.values() for layer in line))
+    named = dict.fromkeys(layer for line in values.values() for layer in line)
+    layers = sorted(named, key=lambda name: int(name) if name.isdigit() else 0)  # forward order in networks of any depth
     cells = [[line.get(layer, nan) for layer in layers] for line in values.values()]
     image = ax.imshow(cells, cmap="Blues", vmin=0, aspect="auto")
     for y, line in enumerate(cells):

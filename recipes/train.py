@@ -228,8 +228,9 @@ def snn_stage(
 
 def start_from(other: SpikingNetwork, network: SpikingNetwork) -> None:
     """Give the network the weights, leaks and thresholds of another one."""
-    try:
-        network.load_state_dict(other.state_dict())
+    try:  # how images are encoded is the run's own
+        network.body.load_state_dict(other.body.state_dict())
+        network.readout.load_state_dict(other.readout.state_dict())
     except RuntimeError as error:
         raise CheckpointError(f"--start must be a network of the same layers: {error}") from error
 

@@ -583,6 +583,9 @@ def test_a_run_starts_from_a_network(monkeypatch, trained_ann, tmp_path):
     train(monkeypatch, *common, "--out", tmp_path / "first", "--set", *LEARNT, "snn.max_steps=5")
     train(monkeypatch, *common, "--out", tmp_path / "second", "--start", tmp_path / "first" / "model", *settings)
     assert outcome(tmp_path / "second")[0] == outcome(tmp_path / "first")[0]
+    train(
+        monkeypatch, *common, "--out", tmp_path / "direct", "--start", tmp_path / "first" / "model", *settings, "encoder=direct"
+    )
     with pytest.raises(SystemExit, match=r"train.py: .*nowhere.* is missing|train.py: .*nowhere.*cannot be read"):
         train(monkeypatch, *common, "--out", tmp_path / "third", "--start", tmp_path / "nowhere", *settings)
     with pytest.raises(SystemExit, match="--start must be a network of the same layers"):

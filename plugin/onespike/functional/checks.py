@@ -90,10 +90,8 @@ def check_within(name: str, value: Tensor, holds: bool, rule: str) -> None:
     if holds:
         return
     value = value.detach()
-    if value.isnan().any():
-        raise ValueError(
-            f"{name} must be {rule}, got NaN in {int(value.isnan().sum())} of {value.numel()}: training has failed"
-        )
+    if missing := int(value.isnan().sum()):
+        raise ValueError(f"{name} must be {rule}, got NaN in {missing} of {value.numel()}: training has failed")
     seen = f"{float(value)}" if value.numel() == 1 else f"values from {float(value.min())} to {float(value.max())}"
     raise ValueError(f"{name} must be {rule}, got {seen} (a trained value: call project_() after each optimizer step)")
 
