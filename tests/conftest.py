@@ -2,8 +2,15 @@
 
 import os
 
+from hypothesis import settings
+
 # The tensors are small: more threads gain nothing, and where cores are shared they wait for one another. Before torch loads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# `pytest --hypothesis-profile thorough --timeout 0` looks longer: at the state machines and at damaged files above all.
+settings.register_profile("default", max_examples=50, deadline=None)
+settings.register_profile("thorough", max_examples=500, deadline=None)
+settings.load_profile("default")
 
 
 def pytest_addoption(parser):
