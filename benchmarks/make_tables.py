@@ -1,6 +1,6 @@
-"""Write the README's speed tables from the JSON files in benchmarks/results and its folders, between two HTML comments.
+"""Write the tables of docs/benchmarks.md from the JSON files in benchmarks/results and its folders, between two HTML comments.
 
-python benchmarks/make_tables.py            (--check only says whether the README is up to date)
+python benchmarks/make_tables.py            (--check only says whether the page is up to date)
 """
 
 import argparse
@@ -24,7 +24,7 @@ BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
 
 
 def is_shown(case: dict[str, Any]) -> bool:
-    """Whether a case goes into the README; all stand in the Markdown files beside the results."""
+    """Whether a case goes into the page; all stand in the Markdown files beside the results."""
     if "phase" in case:
         return case["phase"] == "train"
     if "kind" not in case:
@@ -45,7 +45,7 @@ def section(record: dict[str, Any]) -> str:
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """Read the benchmarks' results in `folder` and below, in the order of the README: as users have the heap, first.
+    """Read the benchmarks' results in `folder` and below, in the order of the page: as users have the heap, first.
 
     Other files lie there, too, and results that later ones superseded.
     """
@@ -62,20 +62,20 @@ def main() -> None:
     """Replace what stands between the markers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if the README is out of date")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmarks.md")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if the page is out of date")
     args = parser.parse_args()
 
-    text = args.readme.read_text()
+    text = args.page.read_text()
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise SystemExit(f"{args.readme} must hold the lines {BEGIN} and {END} once each, in this order")
+        raise SystemExit(f"{args.page} must hold the lines {BEGIN} and {END} once each, in this order")
     sections = [section(record) for record in read_records(args.results)]
     if not sections:
         raise SystemExit(f"{args.results} holds no results: run bench_neuron.py and bench_network.py first")
     new = text[: text.index(BEGIN) + len(BEGIN)] + "\n\n" + "\n".join(sections) + text[text.index(END) :]
     if args.check and new != text:
-        raise SystemExit(f"{args.readme} is out of date: run benchmarks/make_tables.py")
-    args.readme.write_text(new)
+        raise SystemExit(f"{args.page} is out of date: run benchmarks/make_tables.py")
+    args.page.write_text(new)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 # Every part runs, whatever became of those before, until the time is over (ON_GPU_SECONDS, default 235); the exit status is 1 if
 # any failed. The folder gets the benchmarks' JSON files, the profile of a training step, report.md (which part took how long and
 # whether it passed, the tables, the ends of the logs) and rest.tar.gz (all logs, tables and plots): 8 files at most.
-# Then `python benchmarks/make_tables.py` puts what lies below benchmarks/results into the README.
+# Then `python benchmarks/make_tables.py` puts what lies below benchmarks/results into docs/benchmarks.md.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 out=${1:-benchmarks/results/gpu}

@@ -1,4 +1,4 @@
-"""The benchmark scripts, as users call them, on small shapes; and the README's tables, which come from their results."""
+"""The benchmark scripts, as users call them, on small shapes; and the page of tables, which come from their results."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def test_bench_neuron_writes_json_markdown_and_a_plot(tmp_path):
 
 
 def test_bench_network_and_the_tables_made_from_it(tmp_path):
-    results, readme = tmp_path / "results", tmp_path / "README.md"
+    results, page = tmp_path / "results", tmp_path / "benchmarks.md"
     out = results / "some_machine" / "network.json"
     done = run("bench_network.py", "--quick", "--precision", "bf16", "--heap", "warm", "--out", str(out))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -61,17 +61,17 @@ def test_bench_network_and_the_tables_made_from_it(tmp_path):
     assert "training step, bf16 autocast, T = 5, batch 4" in out.with_suffix(".md").read_text()
     (results / "notes.json").write_text('{"not": "a benchmark"}')
 
-    tables = ("make_tables.py", "--results", str(results), "--readme", str(readme))
-    readme.write_text("before\n<!-- speed: begin -->\nold\n<!-- speed: end -->\nafter\n")
+    tables = ("make_tables.py", "--results", str(results), "--page", str(page))
+    page.write_text("before\n<!-- speed: begin -->\nold\n<!-- speed: end -->\nafter\n")
     assert "is out of date" in run(*tables, "--check").stderr
     assert run(*tables).returncode == 0
     assert run(*tables, "--check").returncode == 0
-    text = readme.read_text()
+    text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
     assert "| onespike torch |" in text
-    readme.write_text("no markers")
+    page.write_text("no markers")
     assert "must hold the lines" in run(*tables).stderr
 
 
@@ -249,7 +249,7 @@ def test_on_gpu_reports_every_part_and_fails_without_a_gpu(tmp_path):
     assert "not run: the time was over" in report
 
 
-def test_the_readme_is_made_from_the_recorded_results():
+def test_the_page_is_made_from_the_recorded_results():
     done = run("make_tables.py", "--check")
     assert done.returncode == 0, done.stderr
 

@@ -2,18 +2,13 @@
 
 import ast
 import importlib.metadata
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
-from spikingjelly.activation_based import neuron
-from torch import nn
 
 import onespike
-from onespike.spikingjelly import SingleSpikeLIFNode
 
 ROOT = Path(onespike.__file__).parent
 
@@ -71,24 +66,6 @@ def test_imports_only_go_down():
                 assert floors[target] < floors[room], f"{path.name} imports {module}"
                 checked += 1
     assert checked > 20
-
-
-def test_the_readmes_python_examples_run():
-    text = (ROOT.parents[1] / "README.md").read_text()
-    composition, in_snntorch, swap, conversion, equivalent = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    exec(composition, {})
-    exec(in_snntorch, {})
-    exec(swap, names := {"spikingjelly_net": nn.Sequential(nn.Linear(4, 3), neuron.LIFNode())})
-    assert isinstance(names["net"][1], SingleSpikeLIFNode)
-    ann = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10, bias=False))
-    names = {"ann": ann, "training_images": torch.rand(40, 1, 8, 8)}
-    exec(conversion, names)
-    assert names["network"](torch.rand(2, 1, 8, 8)).potential.shape == (2, 10)
-    exec(equivalent, names := {"torch": torch})
-    x_seq = torch.randn(6, 5, 40)
-    s_seq = names["single_spike_lif"](x_seq, torch.tensor(0.9), torch.tensor(0.8))
-    assert 0 < s_seq.sum() < s_seq[0].numel()
-    assert torch.equal(s_seq, onespike.functional.single_spike_lif(x_seq, 0.9, 0.8).s_seq)
 
 
 def test_version_and_extras():

@@ -1,6 +1,7 @@
 """The recipes through their real scripts, briefly."""
 
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -101,8 +102,8 @@ def test_the_ablations_in_the_docs_are_what_was_recorded():
         assert row.split(" | ")[2:] == [*numbers[:-1], f"{numbers[-1]} |"]
 
 
-def test_the_readmes_cifar_row_is_what_was_recorded():
-    text = (RECIPES.parent / "README.md").read_text()
+def test_the_cifar_rows_are_what_was_recorded():
+    text = (RECIPES.parent / "docs" / "recipes.md").read_text()
     folder = RECIPES.parent / "benchmarks" / "results" / "recipes"
     runs = [json.loads((folder / f"cifar10_vgg6_small-seed{seed}.json").read_text())["results"] for seed in range(3)]
     trained = [run["trained"] for run in runs]
@@ -122,8 +123,8 @@ def test_the_readmes_cifar_row_is_what_was_recorded():
     assert f"ANN {hundred['ann']['accuracy']:.2f} %, SNN {accuracy:.2f} % at {spikes:.3f} spikes per neuron" in text
 
 
-def test_the_readmes_table_1_is_what_was_recorded():
-    text = (RECIPES.parent / "README.md").read_text()
+def test_table_1_is_what_was_recorded():
+    text = (RECIPES.parent / "docs" / "recipes.md").read_text()
     folder = RECIPES.parent / "benchmarks" / "results" / "h100_17deb8f"
     runs = [json.loads((folder / f"cifar10_{name}_fast-seed0.json").read_text())["results"] for name in ("vgg16", "vgg6")]
     paper = {"vgg16": (93.24, 93.16, 91.41), "vgg6": (90.22, 89.98, 88.89)}.values()
@@ -143,6 +144,38 @@ def test_the_readmes_table_1_is_what_was_recorded():
     }
     for name, cells in rows.items():
         assert f"| {name} | {' | '.join(cells)} |" in text
+
+
+def test_the_readmes_results_are_what_was_recorded():
+    text = (RECIPES.parent / "README.md").read_text()
+    folder = RECIPES.parent / "benchmarks" / "results"
+    for name, row, ann, snn in (("vgg16", "VGG-16", 93.24, 91.41), ("vgg6", "VGG-6", 90.22, 88.89)):
+        run = json.loads((folder / "h100_17deb8f" / f"cifar10_{name}_fast-seed0.json").read_text())["results"]
+        found, trained = run["ann"]["accuracy"], run["trained"]
+        (line,) = [line for line in text.splitlines() if line.startswith(f"| {row}, CIFAR-10, ")]
+        numbers = f"{found:.2f} / {ann} | {trained['accuracy']['potential']:.2f} / {snn} | {trained['spikes_per_neuron']:.3f} |"
+        assert line.endswith(numbers)
+    runs = [
+        json.loads((folder / "recipes" / f"cifar10_vgg6_small-seed{seed}.json").read_text())["results"] for seed in range(3)
+    ]
+    columns = zip(
+        *(
+            (run["ann"]["accuracy"], run["trained"]["accuracy"]["potential"], run["trained"]["spikes_per_neuron"])
+            for run in runs
+        ),
+        strict=True,
+    )
+    ann, snn, spikes = (statistics.mean(column) for column in columns)
+    assert f"3 seeds | {ann:.2f} | {snn:.2f} | {spikes:.3f} |" in text
+
+
+def test_the_readmes_speed_is_what_was_recorded():
+    text = (RECIPES.parent / "README.md").read_text()
+    path = RECIPES.parent / "benchmarks" / "results" / "h100_3d049ec" / "network_bf16.json"
+    (rows,) = [case["rows"] for case in json.loads(path.read_text())["cases"] if case["phase"] == "train"]
+    ours = rows["onespike cupy"]
+    assert f"**Speed: {ours['speedup_over_spikingjelly']:.2f} times**" in text
+    assert f"{ours['median_ms']:.1f} ms (bf16, batch 128, H100" in text
 
 
 def epochs(history):
