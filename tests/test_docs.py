@@ -114,3 +114,11 @@ def test_the_figure_is_drawn_by_its_script(tmp_path):
     spikes = {name: float(number) for name, number in found}
     assert 0 < spikes["one spike"] < 1 < spikes["LIF"]
     assert (tmp_path / "raster.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_reports_of_bugs_hold_what_the_package_says_of_the_machine():
+    forms = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")}
+    assert set(forms) == {"bug", "idea", "numbers"}
+    for form in forms.values():
+        (field,) = [part for part in form["body"] if part.get("id") == "system"]
+        assert "`python -m onespike`" in field["attributes"]["label"]
