@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import matplotlib as mpl
@@ -88,6 +89,18 @@ def test_every_relative_link_leads_somewhere(path):
         assert target.is_relative_to(ROOT), f"{path.name}: {link} leaves the repository"
         assert target.exists(), f"{path.name}: {link} leads nowhere"
         assert not anchor or anchor in anchors(target), f"{path.name}: {link} names no heading of {target.name}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_name_files_and_extras_that_exist(path):
+    text = path.read_text()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for names in re.findall(r"""pip install (?:-q )?(?:-e )?"(?:\.|onespike)\[([^]]+)\]""", text):
+        assert set(names.split(",")) <= set(extras)
+    for file in re.findall(r"(?:python|torchrun[^|\n`]*?) ((?:recipes|benchmarks|docs|tests)/[\w/]+\.py)", text):
+        assert (ROOT / file).exists(), file
+    for file in re.findall(r"recipes/configs/[\w/]+\.yaml", text):
+        assert (ROOT / file).exists(), file
 
 
 def test_the_readme_fits_on_a_screen_or_two():

@@ -8,6 +8,7 @@ step, the other with at most one spike a neuron and hybrid input, converted from
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -21,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from onespike import plots
 from onespike.conversion import convert
 from onespike.functional import hybrid_cross_entropy, predict
-from onespike.spikingjelly import HybridEncoder, project_net
+from onespike.spikingjelly import HybridEncoder, SingleSpikeLIFNode, project_net
 
 T = 5
 LAYERS = ("conv1", "conv2", "fc1")
@@ -104,7 +105,9 @@ def main() -> None:
     train(ordinary, cross_entropy, images, labels, args.epochs)
     ann = build(nn, nn.ReLU)
     train(ann, cross_entropy, images, labels, args.epochs)
-    one_spike = convert(ann, images[:512], threshold_scale=0.4, encoder=HybridEncoder.for_normalized(T, mean, std))
+    encoder = HybridEncoder.for_normalized(T, mean, std)
+    node = partial(SingleSpikeLIFNode, backend="torch")  # compiling would take longer than all the rest
+    one_spike = convert(ann, images[:512], threshold_scale=0.4, encoder=encoder, neuron=node, timesteps=50)
     train(one_spike, hybrid_cross_entropy, images, labels, args.epochs)
 
     networks = {
