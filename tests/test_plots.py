@@ -60,7 +60,9 @@ def labelled(ax):
 @pytest.mark.parametrize("name", CALLS)
 def test_draws_on_the_given_axes_and_opens_no_figure(name):
     figure, (left, right) = plt.subplots(1, 2)
+    left.set_title("mine")
     assert CALLS[name](left) is left
+    assert left.get_title() == "mine"
     assert left.has_data()
     assert not right.has_data()
     assert plt.get_fignums() == [figure.number]
@@ -74,6 +76,7 @@ def test_without_axes_opens_one_figure_and_changes_no_setting(name):
     assert len(plt.get_fignums()) == 2
     assert ax.figure.axes == [ax]
     assert dict(mpl.rcParams) == before
+    assert ax.get_title()
     assert ax.get_ylabel()
     assert not ax.spines["top"].get_visible()
     ax.figure.canvas.draw()

@@ -122,6 +122,7 @@ def main() -> None:
         print(f"{title}: {accuracy:.1f} % of {len(test_labels)} test images, {spikes:.2f} spikes per neuron")
         for row, (name, s_seq) in enumerate(zip(LAYERS, seen, strict=True)):
             ax = plots.raster(s_seq, max_neurons=48, ax=axes[row, column])
+            ax.set_title("")
             ax.set_title(name, loc="left")
             ax.set_xlabel("time step t" if row == len(LAYERS) - 1 else "")
             ax.set_ylabel(f"neuron, of {s_seq[0, 0].numel()}" if column == 0 else "")

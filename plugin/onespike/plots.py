@@ -1,7 +1,7 @@
 """The figures of the method: spikes, membrane traces, activity, energy, training curves and spike times.
 
-Every function draws on the Axes it is given, or on those of a new figure, and returns them; none shows a figure or changes
-matplotlib's settings. Tensors may be on any device and part of a graph.
+Every function draws on the Axes it is given, or on those of a new figure, and returns them; a title that they have stays. None
+shows a figure or changes matplotlib's settings. Tensors may be on any device and part of a graph.
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,7 +55,8 @@ def raster(s_seq: ArrayLike, *, image: int = 0, max_neurons: int = 200, ax: Axes
     _step_axis(ax, T)
     ax.set_ylim(-1.2 * half, neurons - 1 + 1.2 * half)
     ax.yaxis.set_major_locator(_integers())
-    return _finished(ax, "neuron index" + (f" ({len(shown)} of {neurons}, evenly spaced)" if len(shown) < neurons else ""))
+    which = f" ({len(shown)} of {neurons}, evenly spaced)" if len(shown) < neurons else ""
+    return _finished(ax, f"Spikes of image {image}", "neuron index" + which)
 
 
 def membrane_traces(
@@ -101,7 +102,8 @@ def membrane_traces(
         fired = [] if spikes is None else spikes[:, column].nonzero()[0].tolist()
         ax.plot(steps, v[:, column], color=_colour(i), marker="o" if fired else "", markevery=fired, label=f"neuron {column}")
     _step_axis(ax, len(v))
-    return _finished(ax, "membrane potential U" + ("" if spikes is None else " (dot: emitted spike)"))
+    dots = "" if spikes is None else " (dot: emitted spike)"
+    return _finished(ax, f"Membrane potentials of image {image}", "membrane potential U" + dots)
 
 
 def activity_bars(zeta: Mapping[str, Any], *, ax: Axes | None = None, label: str | None = None) -> Axes:
@@ -132,7 +134,7 @@ def activity_bars(zeta: Mapping[str, Any], *, ax: Axes | None = None, label: str
     for i, series in enumerate(groups.values()):
         mean = sum(series.values()) / len(series)
         ax.axhline(mean, color=_colour(i), linestyle="--", gapcolor="white", label=f"layer mean {mean:.2f}")
-    return _finished(ax, "spikes per neuron and image", columns=2)
+    return _finished(ax, "Spiking activity", "spikes per neuron and image", columns=2)
 
 
 def energy_bars(energies: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
@@ -161,7 +163,7 @@ def energy_bars(energies: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
     ax.set_ylim(10 ** np.floor(np.log10(min(values) / 2)), max(values) * 6)
     ax.yaxis.set_major_formatter(EngFormatter("J"))
     ax.yaxis.set_minor_formatter(NullFormatter())
-    return _finished(ax, "compute energy per image")
+    return _finished(ax, "Compute energy", "compute energy per image")
 
 
 def training_curves(history: Mapping[str, ArrayLike], *, ax: Axes | None = None) -> Axes:
@@ -188,7 +190,7 @@ def training_curves(history: Mapping[str, ArrayLike], *, ax: Axes | None = None)
         (at,) = np.isfinite(curve).nonzero()
         ax.plot(at + 1, curve[at], color=_colour(i), marker=".", label=name)
     _step_axis(ax, max(map(len, curves.values())), "epoch")
-    return _finished(ax, "accuracy [%]")
+    return _finished(ax, "Accuracy by epoch", "accuracy [%]")
 
 
 def spike_time_histogram(spike_time: ArrayLike, *, T: int, ax: Axes | None = None, correct: ArrayLike | None = None) -> Axes:
@@ -222,7 +224,7 @@ def spike_time_histogram(spike_time: ArrayLike, *, T: int, ax: Axes | None = Non
     steps = np.arange(1, T + 1)
     _bars(ax, steps, {name: (group[:, None] == steps).mean(0) for name, group in groups.items()})
     _step_axis(ax, T, "spike time [step]")
-    return _finished(ax, "fraction of spike times")
+    return _finished(ax, "Output spike times", "fraction of spike times")
 
 
 def _styled(ax: Axes | None) -> Axes:
@@ -239,7 +241,8 @@ def _colour(i: int) -> str:
     return PALETTE[i % len(PALETTE)]
 
 
-def _finished(ax: Axes, y_label: str, columns: int = 1) -> Axes:
+def _finished(ax: Axes, title: str, y_label: str, columns: int = 1) -> Axes:
+    ax.set_title(ax.get_title() or title)
     ax.set_ylabel(y_label)
     if ax.get_legend_handles_labels()[0]:
         ax.legend(ncols=columns, fontsize="small", framealpha=0.85, edgecolor="none")
