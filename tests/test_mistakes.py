@@ -1,5 +1,8 @@
 """What a user who puts the parts together wrongly reads: mixed step modes, mixed hosts, forgotten resets."""
 
+import copy
+import warnings
+
 import pytest
 import torch
 from spikingjelly.activation_based import functional, layer
@@ -9,6 +12,7 @@ from onespike import snntorch as in_snntorch
 from onespike import spikingjelly as in_spikingjelly
 from onespike.conversion import convert
 from onespike.functional import predict
+from onespike.functional.sequences import Presenter
 from onespike.spikingjelly import DirectEncoder, HybridCrossEntropyLoss, HybridEncoder, SingleSpikeLIFNode
 
 T = 5
@@ -129,6 +133,91 @@ HIDDEN = in_snntorch.SingleSpikeLeaky(init_hidden=True)
 def test_the_remedy_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def told(call):
+    """Return what is warned of while `call` runs."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        call()
+    return [str(warning.message) for warning in found]
+
+
+def presentations(net, *, reset=lambda _: None, times=4):
+    def call():
+        for _ in range(times):
+            net(IMAGES)
+            reset(net)
+
+    return call
+
+
+@pytest.mark.parametrize("encoder", [HybridEncoder(T), DirectEncoder(T)])
+def test_a_forgotten_reset_is_said_once(encoder):
+    net = nn.Sequential(copy.deepcopy(encoder), *chain()[1:4], copy.deepcopy(chain()[3]), *chain()[4:])
+    assert told(presentations(net, reset=functional.reset_net)) == []
+    (message,) = told(presentations(net))
+    assert "functional.reset_net(net) before each sequence" in message
+    assert told(presentations(copy.deepcopy(net))) == []  # a copy goes on as the network would
+
+
+def test_a_second_network_is_told_too():
+    for _ in range(2):
+        assert len(told(presentations(chain()))) == 1
+
+
+def test_a_sequence_in_chunks_is_no_forgotten_reset():
+    encoder, net, x_seq = HybridEncoder(T), chain()[1:], CURRENTS.reshape(T, 3, 4, 1, 1).expand(T, 3, 4, 2, 2) * 0.1
+
+    def call():
+        for _ in range(3):
+            net[:3](x_seq[:2]), net[:3](x_seq[2:4]), net[:3](x_seq[4:])
+            functional.reset_net(net)
+            whole = encoder(IMAGES)
+            encoder(IMAGES)  # encoded ahead
+            net[:3](whole[:2]), net[:3](whole[2:4])
+            functional.reset_net(net)
+
+    assert told(call) == []
+
+
+def test_neurons_that_have_all_fired_are_noticed_where_looking_is_free():
+    node, loud = SingleSpikeLIFNode(v_threshold=0.1), torch.ones(T, 3, 4)
+    (message,) = told(lambda: [node(loud) for _ in range(3)])
+    assert "all neurons of a layer (3, 4) have fired before this call" in message
+    assert told(lambda: [SingleSpikeLIFNode(v_threshold=0.1, single_spike=False)(loud) for _ in range(3)]) == []
+    steps = SingleSpikeLIFNode(v_threshold=0.1, step_mode="s")
+    assert told(lambda: [steps(loud[0]) for _ in range(3)]) == []
+
+
+def test_networks_that_reset_themselves_have_nothing_to_be_told():
+    network = converted()
+    assert told(lambda: [network(IMAGES) for _ in range(3)]) == []
+    functional.set_step_mode(network, "s")
+
+    def step_by_step():
+        for _ in range(2):
+            for _ in range(T):
+                network(IMAGES)
+            functional.reset_net(network)
+
+    assert told(step_by_step) == []
+
+
+def test_a_forgotten_reset_of_snntorch_neurons_is_said_once(monkeypatch):
+    monkeypatch.setattr("onespike.snntorch.functional.PRESENTER", Presenter())
+    net = nn.Sequential(nn.Linear(16, 8), *(in_snntorch.SingleSpikeLeaky(0.9, 0.1, init_hidden=True) for _ in range(2)))
+
+    def present(reset):
+        for _ in range(3):
+            for x in in_snntorch.hybrid(IMAGES.flatten(1), T, intensity_range=(0.0, 1.0)):
+                net(x)
+            if reset:
+                in_snntorch.reset(net)
+
+    assert told(lambda: present(True)) == []
+    (message,) = told(lambda: present(False))
+    assert "onespike.snntorch.reset(net) before each sequence" in message
 
 
 def test_spikingjellys_reset_reaches_snntorch_neurons():

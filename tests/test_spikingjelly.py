@@ -152,7 +152,8 @@ def test_state_dict_is_strict_and_holds_parameters_and_the_range_alone(images):
         for parameter in net.parameters():
             parameter.mul_(0.9)
     net(images)
-    assert set(net.state_dict()) == {name for name, _ in net.named_parameters()} | {"0.low", "0.high"}
+    floors = {f"{place}.threshold_floor" for place in (2, 6, 8)}
+    assert set(net.state_dict()) == {name for name, _ in net.named_parameters()} | {"0.low", "0.high"} | floors
     assert {"2.leak", "2.v_threshold", "8.v_threshold"} <= set(net.state_dict())
     twin.load_state_dict(net.state_dict())
     functional.reset_net(net)
@@ -266,8 +267,8 @@ def test_training_with_projection_keeps_the_parameters_in_range(images):
         project_net(net)
         for node in (net[2], net[6]):
             assert 0 <= node.leak <= 1
-            assert node.v_threshold >= 1e-3
-        assert net[8].v_threshold >= 1e-3
+            assert node.v_threshold >= node.threshold_floor > 0
+        assert net[8].v_threshold >= net[8].threshold_floor > 0
     with torch.no_grad():
         net[2].leak.fill_(1.2)
     functional.reset_net(net)

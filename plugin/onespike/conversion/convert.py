@@ -1,5 +1,6 @@
 """From a trained ANN to a spiking network ready to be trained (Section V)."""
 
+import copy
 from collections.abc import Callable, Mapping
 
 import torch
@@ -10,6 +11,9 @@ from onespike.conversion.chain import NEURON, ConversionError, Layer, check_imag
 from onespike.conversion.network import SpikingNetwork
 from onespike.functional.checks import check_positive, check_T
 from onespike.spikingjelly import HybridEncoder, SingleSpikeLIFNode, SpikeTimeReadout
+
+SPANS_LIKE_A_SPIKE = 0.5, 10.0
+"""From where to where the range of pixels may span for them to stand beside spikes, which are 1, as they are."""
 
 
 def convert(
@@ -42,7 +46,9 @@ def convert(
         neuron: called as neuron(leak=..., v_threshold=...) for each ReLU, such as
             functools.partial(SingleSpikeLIFNode, single_spike=False).
         encoder: module [N, *] -> [T, N, *] with an attribute T, which then stands in place of the argument T; None for a
-            `HybridEncoder` over the range of each channel of `images` (of all of them, unless they are [N, C, H, W]).
+            `HybridEncoder` over the range of each channel of `images` (of all of them, unless they are [N, C, H, W]). Where the
+            range of a `HybridEncoder` without a `unit` spans less than 0.5 or more than 10, a copy takes the span for its unit. The
+            first threshold is divided by the unit.
         dropout: probability for every dropout layer, in [0, 1); None keeps the ANN's. One mask serves all steps of an image.
         thresholds: what `calibrate_thresholds` returned, to calibrate once for several scales.
         timesteps, batch_size: see `calibrate_thresholds`.
@@ -73,13 +79,17 @@ def convert(
             Layer(layer.name, layer.kind, {"p": dropout}) if layer.kind.startswith("Dropout") else layer for layer in layers
         ]
 
+    if encoder is None:
+        encoder = HybridEncoder(T, intensity_range_of(images))
+    encoder, unit = in_unit_of_spikes(encoder)
+    first = next((layer.name for layer in layers if layer.kind == NEURON), "")
+    thresholds = {name: value / unit if name == first else value for name, value in thresholds.items()}
+
     modules = build_modules(layers, weights)
     stages = [
         neuron(leak=leak, v_threshold=thresholds[layer.name] * threshold_scale) if layer.kind == NEURON else modules[layer.name]
         for layer in layers
     ]
-    if encoder is None:
-        encoder = HybridEncoder(T, intensity_range_of(images))
     network = SpikingNetwork(encoder, layers, stages, SpikeTimeReadout())
     device = next(iter(weights.values())).device
     require_logits(network.to(device).eval(), images[:1].to(device))
@@ -95,6 +105,24 @@ def require_logits(network: SpikingNetwork, images: Tensor) -> None:
     if len(shape) != 2:
         last = f"{network.layers[-1].name} ({network.layers[-1].kind})"
         raise ConversionError(f"{last} must give logits [N, K], got shape {tuple(shape)}: pool and flatten before it")
+
+
+def in_unit_of_spikes(encoder: nn.Module) -> tuple[nn.Module, float]:
+    """Return the encoder, or a copy that divides the pixels by the span of its range, and what it divides them by.
+
+    Spikes are 1. The paper's pixels span about 5, normalised, and those in [0, 1] span 1; pixels that span far more or less
+    would say nothing beside spikes, or spikes nothing beside them, and how images are scaled would decide.
+    """
+    if isinstance(encoder, HybridEncoder) and encoder.unit is not None:
+        return encoder, float(encoder.unit)
+    if not isinstance(encoder, HybridEncoder) or encoder.own_range:
+        return encoder, 1.0
+    span = float((encoder.high - encoder.low).max())
+    if span == 0 or SPANS_LIKE_A_SPIKE[0] <= span <= SPANS_LIKE_A_SPIKE[1]:
+        return encoder, 1.0
+    encoder = copy.deepcopy(encoder)
+    encoder.unit = torch.tensor(span, device=encoder.low.device)
+    return encoder, span
 
 
 def intensity_range_of(images: Tensor) -> tuple[Tensor, Tensor]:

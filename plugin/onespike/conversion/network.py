@@ -99,7 +99,7 @@ class SpikingNetwork(CopyableMemory):
                 module.reset()
 
     def project_(self) -> None:
-        """Bring every leak back to [0, 1] and every threshold to >= 1e-3; call after each optimizer step."""
+        """Bring every leak back to [0, 1] and every threshold to its floor; call after each optimizer step."""
         project_net(self.body)
         self.readout.project_()
 
@@ -137,6 +137,7 @@ class SpikingNetwork(CopyableMemory):
                 module.training = mode
         halfway = torch.cat([v_seq[: ceil(self.T / 2)].amax(0) for v_seq in potentials])
         self.readout.v_threshold.fill_(halfway.median().clamp_min(self.readout.beta))
+        self.readout.set_floor(self.readout.v_threshold.detach())
 
     def save(self, folder: str | Path) -> None:
         """Write the network to `folder` as safetensors and JSON with SHA-256 sums; see `onespike.conversion.storage`."""

@@ -1,7 +1,7 @@
 """Argument checks shared by the functional layer: each error names the argument, the rule and the value."""
 
 from collections.abc import Sequence
-from math import isfinite
+from math import isfinite, isnan
 from operator import index
 from typing import Any, SupportsIndex
 
@@ -70,6 +70,22 @@ def extremes(x: Tensor) -> tuple[float, float]:
     return smallest.item(), largest.item()
 
 
+class NotFiniteError(ValueError):
+    """A number is NaN or infinite where it may not be; the message names the argument."""
+
+
+def check_no_nan(result: Tensor, **sources: Tensor | None) -> None:
+    """Raise where a CPU tensor holds NaN and one of those that it was computed from does, by name.
+
+    Nothing is checked on other devices, where looking would stall the stream and NaN goes on to the loss.
+    """
+    if not can_look_at(result) or is_traced(result) or not isnan(result.sum().item()):
+        return
+    for name, source in sources.items():
+        if source is not None and (missing := int(source.isnan().sum())):
+            raise NotFiniteError(f"{name} must not be NaN, got NaN in {missing} of {source.numel()} values")
+
+
 def check_leak(name: str, leak: Tensor) -> None:
     """Raise where a CPU tensor of leaks leaves [0, 1]."""
     if not can_look_at(leak) or (leak.dim() == 0 and 0 <= leak.item() <= 1):  # a single number is quicker to read
@@ -91,7 +107,7 @@ def check_within(name: str, value: Tensor, holds: bool, rule: str) -> None:
         return
     value = value.detach()
     if missing := int(value.isnan().sum()):
-        raise ValueError(f"{name} must be {rule}, got NaN in {missing} of {value.numel()}: training has failed")
+        raise NotFiniteError(f"{name} must be {rule}, got NaN in {missing} of {value.numel()}: training has failed")
     seen = f"{float(value)}" if value.numel() == 1 else f"values from {float(value.min())} to {float(value.max())}"
     raise ValueError(f"{name} must be {rule}, got {seen} (a trained value: call project_() after each optimizer step)")
 

@@ -10,12 +10,22 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from onespike.functional.backends import KERNELS, resolve_backend
-from onespike.functional.checks import broadcasts, check_floating, check_leak, check_positive, check_threshold, is_traced
-from onespike.kernels.plan import Plan, Signature, Switches
+from onespike.functional.checks import (
+    NotFiniteError,
+    broadcasts,
+    check_floating,
+    check_leak,
+    check_positive,
+    check_threshold,
+    extremes,
+    is_traced,
+)
+from onespike.kernels.plan import NotFinite, Plan, Signature, Switches
 from onespike.kernels.reference import state_dtype
 
-MIN_THRESHOLD = 1e-3
-"""What a trained threshold is kept above."""
+
+NAMES = "x_seq", "leak", "v_threshold"
+"""What errors call them."""
 
 
 class LIFState(NamedTuple):
@@ -80,7 +90,8 @@ def single_spike_lif(
 
     Raises:
         TypeError: `x_seq` is not a floating-point tensor.
-        ValueError: a shape does not fit, or, for CPU tensors, `leak` leaves [0, 1] or `v_threshold` is not above 0.
+        ValueError: a shape does not fit, or, for CPU tensors, `leak` leaves [0, 1], `v_threshold` is not above 0, or a potential
+            becomes NaN or infinite. On other devices the potential and the spikes of such a neuron are NaN.
         BackendUnavailableError: the named backend cannot run here.
         RuntimeError: it is differentiated in forward mode, such as by `torch.func.jvp`.
     """
@@ -99,14 +110,16 @@ def lif(
     *,
     keep_state: bool = True,
     trace: bool = False,
+    names: tuple[str, str, str] = NAMES,
 ) -> tuple[Tensor, Any, Any, Any]:
     """Do the work of `single_spike_lif`; return the spikes, the last v and fired if kept, and v_seq [T, N, *] if traced.
 
-    What was not asked for is None, or, where torch traces, a tensor that nobody should use.
+    What was not asked for is None, or, where torch traces, a tensor that nobody should use. `names` are what the caller calls
+    x_seq, leak and v_threshold.
     """
-    check_floating("x_seq", x_seq, 2, "[T, N, *]")
-    leak = as_parameter("leak", leak, x_seq)
-    v_threshold = as_parameter("v_threshold", v_threshold, x_seq)
+    check_floating(names[0], x_seq, 2, "[T, N, *]")
+    leak = as_parameter(names[1], leak, x_seq)
+    v_threshold = as_parameter(names[2], v_threshold, x_seq)
     v, fired = (None, None) if state is None else check_state(state, x_seq)
     trained = (x_seq, leak, v_threshold) if v is None else (x_seq, leak, v_threshold, v)
     if is_traced(x_seq):
@@ -114,13 +127,16 @@ def lif(
         name = resolve_backend(backend, x_seq.device.type, x_seq.numel(), x_seq.dtype)
         return torch.ops.onespike.single_spike_lif(x_seq, leak, v_threshold, v, fired, *switches, trace, name)
     plan = plan_of(x_seq, leak, v_threshold, v, switches, backend, keep_state=keep_state, trace=trace)
-    check_leak("leak", leak)
-    check_threshold("v_threshold", v_threshold)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in trained):
-        aside: list[Tensor] = []
-        s_seq, v_last, v_seq = SingleSpikeLIF.apply(x_seq, leak, v_threshold, v, fired, plan, aside)
-        return s_seq, v_last, aside[0], v_seq
-    return plan.forward(x_seq, leak, v_threshold, v, fired)
+    check_leak(names[1], leak)
+    check_threshold(names[2], v_threshold)
+    try:
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in trained):
+            aside: list[Tensor] = []
+            s_seq, v_last, v_seq = SingleSpikeLIF.apply(x_seq, leak, v_threshold, v, fired, plan, aside)
+            return s_seq, v_last, aside[0], v_seq
+        return plan.forward(x_seq, leak, v_threshold, v, fired)
+    except NotFinite:
+        raise not_finite(names[0], x_seq, v) from None
 
 
 def check_no_tangent(*tensors: Tensor) -> None:
@@ -165,12 +181,6 @@ def planned(signature: Signature, backend: str) -> Plan:
     return getattr(import_module(module), kind)(signature)
 
 
-def project_parameters(leak: Tensor, v_threshold: Tensor) -> None:
-    """Bring trained values back to 0 <= leak <= 1 and v_threshold >= `MIN_THRESHOLD`, in place; under `torch.no_grad`."""
-    leak.clamp_(0, 1)
-    v_threshold.clamp_(min=MIN_THRESHOLD)
-
-
 def as_parameter(name: str, value: Tensor | float, x_seq: Tensor) -> Tensor:
     """Make `value` a tensor beside `x_seq`."""
     if not isinstance(value, Tensor):
@@ -194,6 +204,16 @@ def check_state(state: LIFState, x_seq: Tensor) -> LIFState:
     if fired.dtype != torch.bool:
         raise TypeError(f"state.fired must be a bool tensor, got {fired.dtype}")
     return LIFState(v.to(state_dtype(x_seq.dtype)), fired)
+
+
+def not_finite(name: str, x_seq: Tensor, v: Tensor | None) -> NotFiniteError:
+    """Say from what potentials became NaN or infinite."""
+    for source, tensor in ((name, x_seq), ("state.v", v)):
+        if tensor is not None and not tensor.isfinite().all():
+            nans, infinities = int(tensor.isnan().sum()), int(tensor.isinf().sum())
+            return NotFiniteError(f"{source} must be finite, got {nans} NaN and {infinities} Inf in {tensor.numel()} values")
+    low, high = extremes(x_seq.detach())
+    return NotFiniteError(f"{name} must not overflow the potential, got values from {low} to {high}")
 
 
 class SingleSpikeLIF(torch.autograd.Function):
@@ -243,7 +263,10 @@ def lif_op(
     check_threshold("v_threshold", v_threshold)
     switches = Switches(gamma, single_spike, grad_after_spike, temporal_gradient)
     plan = plan_of(x_seq, leak, v_threshold, v, switches, backend, trace=return_v_seq)
-    s_seq, v_last, fired_last, v_seq = plan.forward(x_seq, leak, v_threshold, v, fired)
+    try:
+        s_seq, v_last, fired_last, v_seq = plan.forward(x_seq, leak, v_threshold, v, fired)
+    except NotFinite:
+        raise not_finite(NAMES[0], x_seq, v) from None
     assert v_last is not None
     assert fired_last is not None
     return s_seq, v_last, fired_last, x_seq.new_empty(0, dtype=plan.state_dtype) if v_seq is None else v_seq

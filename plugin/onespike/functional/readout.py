@@ -11,6 +11,7 @@ from onespike.functional.checks import (
     broadcasts,
     can_look_at,
     check_floating,
+    check_no_nan,
     check_positive,
     check_threshold,
     extremes,
@@ -76,6 +77,7 @@ def spike_time_readout(
         raise ValueError(f"v_threshold must be 0-d or broadcastable to [N, K], got shape {tuple(threshold.shape)}")
 
     v_seq = x_seq.to(dtype).cumsum(0)
+    check_no_nan(v_seq[-1], x_seq=x_seq)
     highest = v_seq.cummax(0).values[:-1]  # its gradient goes to the latest step that set the maximum
     if time_gradient != "full":
         highest = highest.detach()
@@ -178,7 +180,9 @@ def hybrid_cross_entropy(
     options: dict[str, Any] = {"reduction": reduction, "label_smoothing": label_smoothing}
     if ignore_index is not None:
         options["ignore_index"] = ignore_index
-    return F.cross_entropy(potential, target, weight, **options) + F.cross_entropy(-spike_time, target, weight, **options)
+    loss = F.cross_entropy(potential, target, weight, **options) + F.cross_entropy(-spike_time, target, weight, **options)
+    check_no_nan(loss, potential=potential, spike_time=spike_time, weight=weight)
+    return loss
 
 
 def check_target(target: Tensor, potential: Tensor, ignore_index: int | None) -> Tensor:
@@ -240,6 +244,8 @@ def predict(readout: Readout, rule: str = "potential") -> Tensor:
         ValueError: `rule` is unknown.
     """
     potential, spike_time = check_readout(readout)
+    check_no_nan(potential, potential=potential)
+    check_no_nan(spike_time, spike_time=spike_time)
     if rule == "potential":
         return potential.argmax(-1)
     if rule == "combined":

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onespike.kernels.plan import Plan, Switches
+from onespike.kernels.plan import Plan, Switches, require_finite
 
 BLOCK_SIZE = 2**16
 """Neurons per thread that are taken through all steps together on a CPU.
@@ -31,8 +31,11 @@ class EagerPlan(Plan):
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         s_seq, v_last, fired_last, v_seq = self.new_outputs()
         inputs = self.laid(x_seq), self.parameter(leak), self.parameter(v_threshold), self.laid(v), self.laid(fired)
+        on_cpu = self.device.type == "cpu"
         for tensors in self.blocks(*inputs, s_seq, v_last, fired_last, v_seq):
-            forward_block(self.switches.single_spike, *tensors)
+            v_of_block = forward_block(self.switches.single_spike, not on_cpu, *tensors)
+            if on_cpu:
+                require_finite(v_of_block)
         return self.result(s_seq), v_last, fired_last, self.result(v_seq)
 
     def backward(
@@ -69,6 +72,7 @@ class EagerPlan(Plan):
 
 def forward_block(
     single_spike: bool,
+    shows_nan: bool,
     x_seq: Tensor,
     leak: Tensor,
     v_threshold: Tensor,
@@ -78,8 +82,11 @@ def forward_block(
     v_last: Tensor | None,
     fired_last: Tensor | None,
     v_seq: Tensor | None,
-) -> None:
-    """Write spikes [T, M] and, where asked for, the last v and fired [M] and the potentials [T, M]."""
+) -> Tensor:
+    """Write spikes [T, M] and, where asked for, the last v and fired [M] and the potentials [T, M]; return the last v.
+
+    `shows_nan` makes the spikes of NaN potentials NaN.
+    """
     x_steps, s_steps = x_seq.unbind(), s_seq.unbind()
     now = torch.empty_like(x_steps[0], dtype=leak.dtype) if v_last is None else v_last
     v_steps = [now] * len(x_steps) if v_seq is None else v_seq.unbind()
@@ -92,11 +99,14 @@ def forward_block(
             waiting.sub_(torch.mul(above, waiting, out=spikes))
         else:
             waiting.mul_(1 - spikes.copy_(above))
+        if shows_nan:
+            spikes.copy_(torch.where(now.isnan(), now, spikes))
         v = now
     if v_last is not None and v_seq is not None:
         v_last.copy_(now)
     if fired_last is not None:
         torch.eq(waiting, 0, out=fired_last)
+    return now
 
 
 def backward_block(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from onespike.kernels.compiled import compiled
-from onespike.kernels.plan import Plan, Signature
+from onespike.kernels.plan import Plan, Signature, require_finite
 
 MAX_UNROLLED = 10
 """Steps in one compiled function, whose loop over time is unrolled. More of them compile slowly, and read and write so many
@@ -45,18 +45,23 @@ class InductorPlan(Plan):
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         trace, keep_state, single_spike = self.signature.trace, self.signature.keep_state, self.switches.single_spike
         flat_x, parameters, state = self.flat(self.laid(x_seq)), self.parameters(leak, v_threshold), self.state(v, fired)
+        on_cpu, total = self.device.type == "cpu", None
         if len(self.chunks) == 1:
-            s_seq, v_seq, *state = self.run(
-                forward_steps, flat_x, *parameters, *state, None, None, single_spike, True, trace, keep_state
+            sums = on_cpu and self.neurons >= SUMS_INSIDE_FROM
+            kept = keep_state or (on_cpu and not sums)
+            s_seq, v_seq, *state, total = self.run(
+                forward_steps, flat_x, *parameters, *state, None, None, single_spike, True, trace, kept, sums, not on_cpu
             )
         else:
             s_seq = torch.empty_like(flat_x)
             v_seq = torch.empty_like(flat_x, dtype=self.state_dtype) if trace else None
             for steps in self.chunks:
                 results = s_seq[steps].unbind(), None if v_seq is None else v_seq[steps].unbind()
-                _, _, *state = self.run(
-                    forward_steps, flat_x[steps], *parameters, *state, *results, single_spike, True, trace, True
+                _, _, *state, _ = self.run(
+                    forward_steps, flat_x[steps], *parameters, *state, *results, single_spike, True, trace, True, False, not on_cpu
                 )
+        if on_cpu:
+            require_finite(state[0], total)
         v_last, fired_last = state if keep_state else (None, None)
         return (
             self.result(self.shaped(s_seq)),
@@ -87,8 +92,8 @@ class InductorPlan(Plan):
 
         states: list[Any] = [self.state(v, fired)]
         for steps in self.chunks[:-1]:
-            _, _, *after = self.run(
-                forward_steps, flat_x[steps], *parameters, *states[-1], None, None, True, False, False, True
+            _, _, *after, _ = self.run(
+                forward_steps, flat_x[steps], *parameters, *states[-1], None, None, True, False, False, True, False, False
             )
             states.append(after)
         whole = len(self.chunks) == 1
@@ -150,7 +155,9 @@ def forward_steps(
     spikes: bool,
     trace: bool,
     keep_state: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    sums_inside: bool,
+    shows_nan: bool,
+) -> tuple[Tensor | None, ...]:
     """Run the steps of x_seq [T, M].
 
     `fired` is uint8, and whether a neuron still waits to fire is a 0 or 1 in the dtype of v: inductor's vectorised loops
@@ -158,14 +165,15 @@ def forward_steps(
 
     Returns:
         Spikes and potentials [T, M], if asked for and not to be written to `s_steps` and `v_steps`, [M] a step; the last v and
-        fired [M], if asked for.
+        fired [M], and the sum of the last v, 0-d, if asked for. `shows_nan` makes the spikes of NaN potentials NaN.
     """
     waiting = torch.ones_like(x_seq[0], dtype=leak.dtype) if fired is None else 1 - fired.to(leak.dtype)
     emitted, potentials = [], []
     for x in x_seq.unbind():
         v = charge(v, x.to(leak.dtype), leak, v_threshold)
         above = v > v_threshold
-        emitted.append((torch.where(above, waiting, 0.0) if single_spike else above).to(x_seq.dtype))
+        spikes_now = torch.where(above, waiting, 0.0) if single_spike else above.to(leak.dtype)
+        emitted.append((torch.where(v.isnan(), v, spikes_now) if shows_nan else spikes_now).to(x_seq.dtype))
         potentials.append(v)
         waiting = torch.where(above, 0.0, waiting)
     return (
@@ -173,6 +181,7 @@ def forward_steps(
         handed_over(potentials, v_steps) if trace else None,
         v if keep_state else None,
         (1 - waiting).to(torch.uint8) if keep_state else None,
+        v.sum() if sums_inside else None,
     )
 
 

@@ -1,6 +1,6 @@
 // Single-spike LIF neurons (eqs. 6-8) and their back-propagation through time (eqs. 19-23).
 //
-//     U^t = (leak * U^{t-1} + x^t) - V * 1[U^{t-1} > V]        O^t = 1[U^t > V and never before]
+//     U^t = (leak * U^{t-1} + x^t) - V * 1[U^{t-1} > V]        O^t = 1[U^t > V and never before], NaN where U^t is
 //
 // Sequences are flat, [steps, size]; states are [size]. A thread owns LANES neighbouring neurons for all steps. Neuron i reads
 // element (i / inner) % count of a parameter; without PER_NEURON leak and threshold are one number each, and one partial sum a
@@ -105,7 +105,8 @@ __global__ void __launch_bounds__(MAX_BLOCK, 1) lif_forward(
             for (int lane = 0; lane < LANES; ++lane) {
                 u.lane[lane] = next_u(u.lane[lane], to_float(x[s].lane[lane]), leak[lane], threshold[lane]);
                 const bool above = u.lane[lane] > threshold[lane];
-                from_float(above && !(single_spike && crossed.lane[lane]) ? 1.0f : 0.0f, spikes.lane[lane]);
+                const float spike = above && !(single_spike && crossed.lane[lane]) ? 1.0f : 0.0f;
+                from_float(u.lane[lane] != u.lane[lane] ? u.lane[lane] : spike, spikes.lane[lane]);
                 crossed.lane[lane] = crossed.lane[lane] || above;
             }
             store(s_seq + (start + s) * size + neuron, spikes);

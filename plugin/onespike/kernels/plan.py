@@ -7,7 +7,7 @@ broadcast step) are copied to it. Leak and threshold are one number for the laye
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from math import prod
+from math import isfinite, prod
 from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
@@ -56,6 +56,21 @@ class Signature(NamedTuple):
         return cls(x_seq.shape, x_seq.stride(), x_seq.dtype, x_seq.device, leak.shape, v_threshold.shape, *others)
 
 
+class NotFinite(ArithmeticError):
+    """Potentials became NaN or infinite."""
+
+
+def require_finite(v: Tensor | None, total: Tensor | None = None) -> None:
+    """Raise `NotFinite` if the last potentials [M], on a CPU, are not finite: they stay NaN or infinite once they are.
+
+    Args:
+        v: the potentials; None if all there is of them is their sum, which is infinite too where large ones overflow.
+        total: their sum, if it is known.
+    """
+    if not isfinite((v.sum() if total is None else total).item()) and (v is None or not v.isfinite().all()):
+        raise NotFinite
+
+
 class Plan(ABC):
     """What a backend does for one `Signature`. It holds neither tensors nor streams, so threads and graphs may share it.
 
@@ -84,7 +99,10 @@ class Plan(ABC):
     def forward(
         self, x_seq: Tensor, leak: Tensor, v_threshold: Tensor, v: Tensor | None, fired: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """Return s_seq [T, N, *]; the last v and fired, [N, *], if wanted; v_seq [T, N, *], if wanted."""
+        """Return s_seq [T, N, *]; the last v and fired, [N, *], if wanted; v_seq [T, N, *], if wanted.
+
+        A potential that is NaN makes its neuron's spike NaN, so that the loss shows it; on a CPU it raises `NotFinite`.
+        """
 
     @abstractmethod
     def backward(

@@ -47,7 +47,7 @@ def single_spike_lif_ref(
 
     Equations:
         U^t = leak * U^{t-1} + x^t - V * 1[U^{t-1} > V]
-        O^t = 1 if U^t > V and no earlier U^s > V, else 0
+        O^t = 1 if U^t > V and no earlier U^s > V, else 0;  NaN where U^t is
 
     Shape:
         x_seq: [T, N, *]; leak, v_threshold: 0-d or broadcastable to [N, *]; v, fired: [N, *].
@@ -65,6 +65,7 @@ def single_spike_lif_ref(
 
         spike: Tensor = TriangleSpike.apply(v, v_threshold, gamma)
         emitted = spike.detach() * ~fired if single_spike else spike.detach()
+        emitted = torch.where(v.isnan(), v.detach(), emitted)
         # The value is the emitted spike; the gradient is the surrogate's at every step, fired or not.
         surrogate = spike - spike.detach()
         s_steps.append(emitted + (surrogate if grad_after_spike else surrogate * ~fired))

@@ -69,7 +69,8 @@ def lif_forward(
         if SINGLE_SPIKE:
             spikes = above & (crossed == 0)
         crossed = crossed | above
-        tl.store(s_seq + at, spikes.to(tl.float32).to(s_seq.dtype.element_ty), mask=inside)
+        shown = tl.where(u != u, u, spikes.to(tl.float32))
+        tl.store(s_seq + at, shown.to(s_seq.dtype.element_ty), mask=inside)
         if v_seq is not None:
             tl.store(v_seq + at, u, mask=inside)
     if v_last is not None:

@@ -5,6 +5,10 @@ from torch import Tensor
 from onespike.functional import hybrid_cross_entropy, hybrid_encode, predict
 from onespike.functional.encoding import IntensityRange
 from onespike.functional.readout import check_loss_settings, check_readout
+from onespike.functional.sequences import Presenter
+
+PRESENTER = Presenter()
+"""Of all sequences that `hybrid` makes."""
 
 
 def hybrid(data: Tensor, num_steps: int, *, intensity_range: IntensityRange) -> Tensor:
@@ -23,6 +27,7 @@ def hybrid(data: Tensor, num_steps: int, *, intensity_range: IntensityRange) -> 
     Raises:
         TypeError, ValueError: as `onespike.functional.hybrid_encode`.
     """
+    PRESENTER.present()
     return hybrid_encode(data, num_steps, intensity_range=intensity_range)
 
 

@@ -8,10 +8,12 @@ from torch import Tensor, nn
 
 from onespike.functional.backends import check_backend
 from onespike.functional.checks import as_number, check_positive, shown
-from onespike.functional.lif import LIFState, Switches, lif, project_parameters
+from onespike.functional.lif import LIFState, Switches, lif
+from onespike.functional.projection import Projected
+from onespike.functional.sequences import Remembered
 
 
-class SingleSpikeLeaky(snntorch.SpikingNeuron):
+class SingleSpikeLeaky(Projected, snntorch.SpikingNeuron):
     """snnTorch's `Leaky` that fires at most once per sequence, with trainable beta and threshold (eqs. 6-8, 19-23).
 
     Equations:
@@ -47,6 +49,7 @@ class SingleSpikeLeaky(snntorch.SpikingNeuron):
 
     Attributes:
         beta, threshold: 0-d.
+        threshold_floor: what `project_` keeps the threshold above, 0-d: a thousandth of the one given.
         fired, mem: the state if `init_hidden`, [B, ...]; of shape [0] before the first step.
 
     Raises:
@@ -87,11 +90,13 @@ class SingleSpikeLeaky(snntorch.SpikingNeuron):
             self.beta = nn.Parameter(torch.tensor(beta))
         else:
             self.register_buffer("beta", torch.tensor(beta))
+        self.set_floor(threshold)
         self.gamma = gamma
         self.single_spike = single_spike
         self.grad_after_spike = grad_after_spike
         self.temporal_gradient = temporal_gradient
         self.backend = backend
+        self.remembered = Remembered()
         self.register_buffer("fired", torch.zeros(0, dtype=torch.bool), persistent=False)
         self.register_buffer("mem", torch.zeros(0), persistent=False)
 
@@ -117,11 +122,6 @@ class SingleSpikeLeaky(snntorch.SpikingNeuron):
                 f'step_mode must be "s" for a snnTorch neuron, got {value!r}: use SingleSpikeLIFNode of onespike.spikingjelly '
                 "in a SpikingJelly network, or call sequence(x_seq)"
             )
-
-    @torch.no_grad()
-    def project_(self) -> None:
-        """Bring the parameters back to 0 <= beta <= 1 and threshold >= 1e-3, in place; call after the optimizer step."""
-        project_parameters(self.beta, self.threshold)
 
     def forward(
         self, input_: Tensor, fired: Tensor | None = None, mem: Tensor | None = None
@@ -149,8 +149,10 @@ class SingleSpikeLeaky(snntorch.SpikingNeuron):
         state = None
         if fired is not None and mem is not None and not fired.shape == mem.shape == (0,) != input_.shape:
             state = LIFState(mem, fired)
-        spk, mem, fired, _ = self._run(input_.unsqueeze(0), state)
+        spk, mem, fired, _ = self._run(input_.unsqueeze(0), state, name="input_")
         if self.init_hidden:
+            if self.single_spike and not torch.compiler.is_compiling():
+                self.remembered.go_on(state and state.fired, "onespike.snntorch.reset(net)", whole=False)
             self.fired, self.mem = fired, mem
             if not self.output:
                 return spk[0]
@@ -162,10 +164,11 @@ class SingleSpikeLeaky(snntorch.SpikingNeuron):
         return spk, mem
 
     def _run(
-        self, x_seq: Tensor, state: LIFState | None, *, keep_state: bool = True, trace: bool = False
+        self, x_seq: Tensor, state: LIFState | None, *, keep_state: bool = True, trace: bool = False, name: str = "x_seq"
     ) -> tuple[Tensor, Any, Any, Any]:
         switches = Switches(self.gamma, self.single_spike, self.grad_after_spike, self.temporal_gradient)
-        return lif(x_seq, self.beta, self.threshold, state, switches, self.backend, keep_state=keep_state, trace=trace)
+        names, options = (name, "beta", "threshold"), {"keep_state": keep_state, "trace": trace}
+        return lif(x_seq, self.beta, self.threshold, state, switches, self.backend, names=names, **options)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the graph that computed the state behind: autograd's tensors refuse to be copied."""

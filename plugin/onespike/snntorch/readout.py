@@ -5,11 +5,11 @@ from torch import Tensor, nn
 
 from onespike.functional import Readout, spike_time_readout
 from onespike.functional.checks import check_positive, shown
-from onespike.functional.lif import MIN_THRESHOLD
+from onespike.functional.projection import Projected
 from onespike.functional.readout import TIME_GRADIENTS
 
 
-class SpikeTimeReadout(nn.Module):
+class SpikeTimeReadout(Projected):
     """Accumulate the last layer's currents and read potential and spike time (eqs. 9-10, 15-17): [T, B, K] -> `Readout`.
 
     Args:
@@ -41,13 +41,9 @@ class SpikeTimeReadout(nn.Module):
             self.threshold = nn.Parameter(torch.tensor(float(threshold)))
         else:
             self.register_buffer("threshold", torch.tensor(float(threshold)))
+        self.set_floor(threshold)
         self.half_width = half_width
         self.time_gradient = time_gradient
-
-    @torch.no_grad()
-    def project_(self) -> None:
-        """Bring the threshold back to >= 1e-3, in place; call after the optimizer step."""
-        self.threshold.clamp_(min=MIN_THRESHOLD)
 
     def forward(self, cur_rec: Tensor) -> Readout:
         """Read out the recorded currents of the last layer, [T, B, K]."""

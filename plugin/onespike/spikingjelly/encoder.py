@@ -8,8 +8,9 @@ from spikingjelly.activation_based import base
 from torch import Tensor, nn
 
 from onespike.functional import hybrid_encode
-from onespike.functional.checks import check_floating, check_T
+from onespike.functional.checks import check_floating, check_positive, check_T, shown
 from onespike.functional.encoding import IntensityRange, parse_range
+from onespike.functional.sequences import Presenter
 from onespike.spikingjelly.memory import CopyableMemory
 
 
@@ -18,7 +19,7 @@ class HybridEncoder(CopyableMemory):
 
     In step mode "m" it is stateless and maps x [N, *] to [T, N, *]. In mode "s" each call takes the same images
     x [N, *] and returns the next step's [N, *]; `reset_net` starts over. A range that is not the image's own is part of the
-    state dict, as `low` and `high`.
+    state dict, as `low` and `high`; so is a unit.
 
     Args:
         T: number of time steps, at least 1.
@@ -27,6 +28,8 @@ class HybridEncoder(CopyableMemory):
         step_mode: "m" or "s".
         analogue: present the pixels at t = 1; False leaves zeros there ("temporal coding alone").
         temporal: emit the spikes; False leaves zeros at t >= 2 (the control for what they contribute).
+        unit: the intensity that counts as much as a spike, which is 1: the pixels are divided by it at t = 1. Give it where
+            those of x are far from 1, such as 0..255. None leaves them as they are.
 
     Raises:
         TypeError, ValueError: see `onespike.functional.hybrid_encode`.
@@ -37,6 +40,7 @@ class HybridEncoder(CopyableMemory):
     t: int
     low: Tensor
     high: Tensor
+    unit: Tensor | None
 
     def __init__(
         self,
@@ -46,6 +50,7 @@ class HybridEncoder(CopyableMemory):
         *,
         analogue: bool = True,
         temporal: bool = True,
+        unit: float | None = None,
     ) -> None:
         super().__init__()
         if not (analogue or temporal):
@@ -54,12 +59,16 @@ class HybridEncoder(CopyableMemory):
         self.step_mode = step_mode
         self.analogue = analogue
         self.temporal = temporal
+        self.presenter = Presenter()
         self.register_memory("t", 0)
         parsed = parse_range(intensity_range)
         self.own_range = parsed if isinstance(parsed, str) else None
         low, high = (torch.zeros(()), torch.ones(())) if isinstance(parsed, str) else parsed
         self.register_buffer("low", low, persistent=self.own_range is None)
         self.register_buffer("high", high, persistent=self.own_range is None)
+        if unit is not None:
+            check_positive("unit", unit)
+        self.register_buffer("unit", None if unit is None else torch.tensor(float(unit)))
 
     @classmethod
     def for_normalized(
@@ -85,10 +94,10 @@ class HybridEncoder(CopyableMemory):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Let the range follow the module to another device, but not to another dtype: rounding it would move spikes."""
-        bounds = self.low, self.high
+        bounds = self.low, self.high, self.unit
         super()._apply(fn, recurse)
         if not bounds[0].is_meta:
-            self.low, self.high = (bound.to(self.low.device) for bound in bounds)
+            self.low, self.high, self.unit = (None if bound is None else bound.to(self.low.device) for bound in bounds)
         return self
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *arguments) -> None:
@@ -97,6 +106,8 @@ class HybridEncoder(CopyableMemory):
         before = local_metadata.get("version", 1) < HybridEncoder._version and not bounds.keys() & state_dict.keys()
         if before and self.own_range is None:
             state_dict.update(bounds)
+        unit = state_dict.get(f"{prefix}unit")  # there only where one is in force
+        self.unit = None if unit is None else torch.empty_like(unit, device=self.low.device)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *arguments)
 
     @property
@@ -115,10 +126,17 @@ class HybridEncoder(CopyableMemory):
 
     def multi_step_forward(self, x: Tensor) -> Tensor:
         """Map images [N, *] to the whole sequence [T, N, *]."""
+        self.presenter.present()
+        return self.encode(x)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Do the work of `multi_step_forward`."""
         x_seq = hybrid_encode(x, self.T, intensity_range=self.intensity_range)
-        if self.analogue and self.temporal:
+        if self.analogue and self.temporal and self.unit is None:
             return x_seq
         frame, spikes = x_seq[:1], x_seq[1:]
+        if self.unit is not None:
+            frame = frame / self.unit
         return torch.cat([frame if self.analogue else frame * 0, spikes if self.temporal else spikes * 0])
 
     def single_step_forward(self, x: Tensor) -> Tensor:
@@ -128,7 +146,7 @@ class HybridEncoder(CopyableMemory):
 
     def multi_step_functional_forward(self, inputs: tuple[Tensor, ...], states: tuple[int]) -> tuple[tuple[Tensor], tuple[int]]:
         """Explicit-state form: ((x,), (t,)) -> ((x_seq,), (t,))."""
-        return (self.multi_step_forward(inputs[0]),), states
+        return (self.encode(inputs[0]),), states
 
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[int]
@@ -137,11 +155,12 @@ class HybridEncoder(CopyableMemory):
         (t,) = states
         if t >= self.T:
             raise RuntimeError(f"t must stay below T = {self.T} in step mode 's', got step {t + 1}: call reset_net first")
-        return (self.multi_step_forward(inputs[0])[t],), (t + 1,)
+        return (self.encode(inputs[0])[t],), (t + 1,)
 
     def extra_repr(self) -> str:
-        shown = self.own_range or f"({self.low.flatten().tolist()}, {self.high.flatten().tolist()})"
-        return f"T={self.T}, intensity_range={shown}, step_mode={self.step_mode}"
+        bounds = self.own_range or f"({self.low.flatten().tolist()}, {self.high.flatten().tolist()})"
+        unit = "" if self.unit is None else f", unit={shown(self.unit)}"
+        return f"T={self.T}, intensity_range={bounds}{unit}, step_mode={self.step_mode}"
 
 
 class DirectEncoder(nn.Module, base.StepModule):
@@ -156,10 +175,14 @@ class DirectEncoder(nn.Module, base.StepModule):
         super().__init__()
         self.T = check_T(T)
         self.step_mode = step_mode
+        self.presenter = Presenter()
 
     def forward(self, x: Tensor) -> Tensor:
         check_floating("x", x, 1, "[N, *]")
-        return x if self.step_mode == "s" else x.expand(self.T, *x.shape)
+        if self.step_mode == "s":
+            return x
+        self.presenter.present()
+        return x.expand(self.T, *x.shape)
 
     def extra_repr(self) -> str:
         return f"T={self.T}, step_mode={self.step_mode}"

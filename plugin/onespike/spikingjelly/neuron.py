@@ -8,12 +8,14 @@ from torch import Tensor, nn
 
 from onespike.functional.backends import BACKENDS, check_backend
 from onespike.functional.checks import as_number, check_floating, check_positive, check_T, shown
-from onespike.functional.lif import LIFState, Switches, lif, project_parameters
+from onespike.functional.lif import LIFState, Switches, lif
+from onespike.functional.projection import Projected
+from onespike.functional.sequences import Remembered
 from onespike.kernels.reference import state_dtype
 from onespike.spikingjelly.memory import CopyableMemory, detached
 
 
-class SingleSpikeLIFNode(CopyableMemory, neuron.BaseNode):
+class SingleSpikeLIFNode(Projected, CopyableMemory, neuron.BaseNode):
     """LIF node that fires at most once per sequence, with trainable leak and threshold (eqs. 6-8, 19-23).
 
     Equations:
@@ -21,8 +23,8 @@ class SingleSpikeLIFNode(CopyableMemory, neuron.BaseNode):
         O^t = 1 if U^t > V and no earlier U^s > V, else 0
 
     The state is `v` (U, float32) and `fired`; `reset_net` clears both, and must be called between sequences. After each
-    optimizer step call `project_()` (or `project_net(net)`), which keeps 0 <= leak <= 1 and v_threshold >= 1e-3.
-    Give neither parameter weight decay.
+    optimizer step call `project_()` (or `project_net(net)`), which keeps 0 <= leak <= 1 and v_threshold above a thousandth of
+    the one given. Give neither parameter weight decay.
 
     Args:
         leak: initial factor by which U decays in a step, in [0, 1]. (SpikingJelly's 1 - 1 / tau.)
@@ -40,6 +42,7 @@ class SingleSpikeLIFNode(CopyableMemory, neuron.BaseNode):
 
     Attributes:
         leak, v_threshold: parameters, 0-d or [C].
+        threshold_floor: what `project_` keeps v_threshold above, 0-d: a thousandth of the one given.
         v, fired: the state, [N, *]; 0.0 and False after a reset.
         keep_state: whether step mode "m" goes on from the state and keeps it. False starts every call from U = 0, not fired,
             and leaves the state alone, which saves its time and memory: for networks that are reset before each sequence.
@@ -84,6 +87,7 @@ class SingleSpikeLIFNode(CopyableMemory, neuron.BaseNode):
         shape = () if per_channel is None else (per_channel,)
         self.leak = nn.Parameter(torch.full(shape, leak), requires_grad=learn_leak)
         self.v_threshold = nn.Parameter(torch.full(shape, v_threshold), requires_grad=learn_threshold)
+        self.set_floor(v_threshold)
         self.gamma = gamma
         self.single_spike = single_spike
         self.grad_after_spike = grad_after_spike
@@ -92,6 +96,7 @@ class SingleSpikeLIFNode(CopyableMemory, neuron.BaseNode):
         self.step_mode = step_mode
         self.backend = backend
         self.store_v_seq = store_v_seq
+        self.remembered = Remembered()
         self.register_memory("v", 0.0)  # first: the host's monitors and v_seq read the first memory
         self.register_memory("fired", False)
 
@@ -130,11 +135,6 @@ class SingleSpikeLIFNode(CopyableMemory, neuron.BaseNode):
         super().detach()
         self.v_seq = detached(self.v_seq)
 
-    @torch.no_grad()
-    def project_(self) -> None:
-        """Bring the parameters back to 0 <= leak <= 1 and v_threshold >= 1e-3, in place; call after the optimizer step."""
-        project_parameters(self.leak, self.v_threshold)
-
     def materialize_states(self, *arguments: Any) -> Any:
         """SpikingJelly 2's preparation of the explicit-state form; BaseNode's own would replace a state of another batch."""
         return base.MemoryModule.materialize_states(self, *arguments)
@@ -145,6 +145,8 @@ class SingleSpikeLIFNode(CopyableMemory, neuron.BaseNode):
         if self.keep_state:
             states = memories["v"], memories["fired"]
             s_seq, memories["v"], memories["fired"], v_seq = self._run(x_seq, states, trace=trace)
+            if self.single_spike and not torch.compiler.is_compiling():
+                self.remembered.go_on(states[1], "functional.reset_net(net)", whole=True)
         else:
             s_seq, _, _, v_seq = self._run(x_seq, None, keep_state=False, trace=trace)
         if trace:

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from onespike.functional import Readout, hybrid_cross_entropy, spike_time_readout
 from onespike.functional.checks import check_floating, check_positive, shown
-from onespike.functional.lif import MIN_THRESHOLD
+from onespike.functional.projection import Projected
 from onespike.functional.readout import TIME_GRADIENTS, check_loss_settings
 from onespike.spikingjelly.memory import CopyableMemory
 
 
-class SpikeTimeReadout(CopyableMemory):
+class SpikeTimeReadout(Projected, CopyableMemory):
     """Accumulate the last layer's currents and read potential and spike time (eqs. 9-10, 15-17).
 
     In step mode "m" it maps x_seq [T, N, K] to a `Readout`. In mode "s" each call takes one step's x [N, K] and
@@ -48,15 +48,11 @@ class SpikeTimeReadout(CopyableMemory):
         if time_gradient not in TIME_GRADIENTS:
             raise ValueError(f"time_gradient must be one of {TIME_GRADIENTS}, got {time_gradient!r}")
         self.v_threshold = nn.Parameter(torch.tensor(float(v_threshold)), requires_grad=learn_threshold)
+        self.set_floor(v_threshold)
         self.beta = beta
         self.time_gradient = time_gradient
         self.step_mode = step_mode
         self.register_memory("x_seq", None)
-
-    @torch.no_grad()
-    def project_(self) -> None:
-        """Bring the threshold back to v_threshold >= 1e-3, in place; call after the optimizer step."""
-        self.v_threshold.clamp_(min=MIN_THRESHOLD)
 
     def multi_step_forward(self, x_seq: Tensor) -> Readout:
         """Read out the currents of a whole sequence, [T, N, K]."""
