@@ -209,6 +209,25 @@ def check(case: Case, kind, device: str = "cpu") -> None:
         )
 
 
+def check_nan(kind) -> None:
+    """Compare potentials and spikes with the reference where a current, a carried potential or neither is NaN or infinite."""
+    for T, dtype in ((5, torch.float32), (18, torch.float32), (5, torch.bfloat16), (5, torch.float16)):
+        x_seq, leak, threshold, v, fired, _ = inputs_of(Case(T=T, step=(4, 33), dtype=dtype, state=True))
+        x_seq[1, 0, 3], x_seq[T - 1, 1, 5], x_seq[0, 2, 7], x_seq[0, 2, 8] = torch.nan, torch.nan, torch.inf, -torch.inf
+        x_seq[2, 2, 7], v[3, 9] = -torch.inf, torch.nan
+        for single_spike in (True, False):
+            switches = Switches(single_spike=single_spike)
+            s_seq, v_last, *_ = plan_for(kind, x_seq, leak, threshold, v, switches=switches).forward(
+                x_seq, leak, threshold, v, fired
+            )
+            want, v_seq, _ = single_spike_lif_ref(x_seq, leak, threshold, v, fired, single_spike=single_spike)
+            assert {(0, 3), (1, 5), (2, 7), (3, 9)} == {(n, i) for n, i in v_seq[-1].isnan().nonzero().tolist()}
+            torch.testing.assert_close(s_seq, want, rtol=0, atol=0, equal_nan=True)
+            torch.testing.assert_close(v_last, v_seq[-1], rtol=0, atol=0, equal_nan=True)
+            assert s_seq.dtype == dtype
+            assert torch.equal(s_seq.isnan(), v_seq.isnan())
+
+
 def planted(module, right: str, wrong: str, folder: Path):
     """Import a copy of `module` in which the one place that reads `right` reads `wrong`."""
     source = Path(module.__file__).read_text()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from cuda_on_cpu import CudaOnCpu
-from parity import CASES, Case, check, inputs_of, plan_for, planted_error_is_caught
+from parity import CASES, Case, check, check_nan, inputs_of, plan_for, planted_error_is_caught
 
 from onespike.kernels import cupy as backend
 
@@ -123,6 +123,11 @@ def device(tmp_path_factory):
 def test_on_the_cpu_equals_the_reference(case, device, monkeypatch):
     monkeypatch.setattr(backend, "launch", device)
     check(case, backend.CupyPlan)
+
+
+def test_nan_is_never_hidden(device, monkeypatch):
+    monkeypatch.setattr(backend, "launch", device)
+    check_nan(backend.CupyPlan)
 
 
 def test_the_cases_reach_every_kind_of_instance(device):

@@ -284,7 +284,7 @@ assert torch.equal(*(torch.autograd.grad(out.sum(), x)[0] for out in outputs))
 
 def test_one_kernel_each_way():
     x_seq, grad_s_seq, leak, v_threshold = draw(5, 2**15), draw(5, 2**15), torch.tensor(0.9), torch.tensor(0.8)
-    forward = (inductor.forward_steps, (x_seq, leak, v_threshold, None, None, None, None, True, True, False, True))
+    forward = (inductor.forward_steps, (x_seq, leak, v_threshold, None, None, None, None, True, True, False, True, True, False))
     gradients = (None, leak, v_threshold, None, None, None, torch.tensor(0.3), None)
     backward = (inductor.backward_steps, (x_seq, grad_s_seq, *gradients, True, True, True))
     with fresh_cache():

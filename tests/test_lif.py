@@ -9,6 +9,7 @@ import torch
 from parity import CASES, LAYOUTS, PARAMETERS, check, planted, planted_error_is_caught
 from torch import nn
 
+from onespike import snntorch as in_snntorch
 from onespike.functional import (
     BackendUnavailableError,
     LIFState,
@@ -17,8 +18,9 @@ from onespike.functional import (
     single_spike_lif_ref,
     why_unavailable,
 )
+from onespike.functional.checks import NotFiniteError
 from onespike.functional.lif import Switches, lif
-from onespike.kernels import eager
+from onespike.kernels import eager, inductor
 
 SWITCHES = [
     dict(zip(("single_spike", "grad_after_spike", "temporal_gradient"), values, strict=True))
@@ -467,6 +469,56 @@ STATE = LIFState(torch.zeros(2, 4), torch.zeros(2, 4, dtype=torch.bool))
 def test_bad_input_is_named(arguments, keywords, error, message):
     with pytest.raises(error, match=message):
         single_spike_lif(*arguments, **keywords)
+
+
+def spoilt(T, N, value):
+    x_seq = torch.rand(T, N, 3)
+    x_seq[T // 2, -1, 1] = value
+    return x_seq
+
+
+@pytest.mark.parametrize("backend", ["torch", "inductor"])
+@pytest.mark.parametrize(("T", "N"), [(5, 4), (12, 4), (5, 3000), (5, 70_000)])
+@pytest.mark.parametrize(("value", "message"), [(torch.nan, "1 NaN and 0 Inf"), (-torch.inf, "0 NaN and 1 Inf")])
+def test_nan_and_infinite_currents_are_named_on_a_cpu(backend, T, N, value, message):
+    for keep_state, grad in ((True, True), (False, False), (False, True)):
+        x_seq = spoilt(T, N, value).requires_grad_(grad)
+        with pytest.raises(NotFiniteError, match=f"x_seq must be finite, got {message} in {x_seq.numel()} values"):
+            lif(x_seq, 0.9, 1.0, None, Switches(), backend, keep_state=keep_state)
+        lif(torch.rand(T, N, 3).requires_grad_(grad), 0.9, 1.0, None, Switches(), backend, keep_state=keep_state)
+
+
+def test_other_ways_to_nan_are_named():
+    nan = LIFState(torch.full((2, 4), torch.nan), STATE.fired)
+    with pytest.raises(NotFiniteError, match=r"state\.v must be finite, got 8 NaN and 0 Inf in 8 values"):
+        single_spike_lif(X, 0.9, 1.0, state=nan)
+    with pytest.raises(NotFiniteError, match="x_seq must not overflow the potential, got values from 3e"):
+        single_spike_lif(torch.full((3, 2, 4), 3e38), 1.0, 1.0)
+    single_spike_lif(torch.full((3, 2, 4), 1e38), 1.0, 1.0)  # though their sum overflows
+    with pytest.raises(NotFiniteError, match="x_seq must be finite, got 1 NaN"):
+        torch.ops.onespike.single_spike_lif(
+            spoilt(3, 2, torch.nan), torch.tensor(0.9), torch.tensor(1.0), None, None, *Switches(), False, "torch"
+        )
+    node = in_snntorch.SingleSpikeLeaky(0.9)
+    with pytest.raises(NotFiniteError, match="input_ must be finite, got 1 NaN"):
+        node(spoilt(3, 2, torch.nan)[1])
+
+
+@pytest.mark.parametrize("single_spike", [True, False])
+def test_off_the_cpu_spikes_of_nan_potentials_are_nan(single_spike):
+    x_seq, state, *_ = draw(5, (33,), seed=3)
+    x_seq[2, 7], state.v[4] = torch.nan, torch.nan
+    leak, threshold = torch.tensor(0.9), torch.tensor(0.8)
+    want, v_seq, _ = single_spike_lif_ref(x_seq, leak, threshold, *state, single_spike=single_spike)
+    assert want.isnan().sum() == 5 + 3
+    found = torch.empty_like(x_seq), torch.empty(33), torch.empty(33, dtype=torch.bool), None
+    eager.forward_block(single_spike, True, x_seq, leak, threshold, *state, *found)
+    steps = inductor.forward_steps(
+        x_seq, leak, threshold, state.v, state.fired.byte(), None, None, single_spike, True, False, True, False, True
+    )
+    for s_seq, v_last in (found[:2], (steps[0], steps[2])):
+        torch.testing.assert_close(s_seq, want, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(v_last, v_seq[-1], rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_named_backend_never_falls_back():

@@ -346,3 +346,32 @@ def test_torchs_transforms_give_the_same_gradients(time_gradient):
     torch.testing.assert_close(found, want)
     tangents = torch.func.jvp(loss, (x, threshold), (torch.ones_like(x), torch.ones(())))[1]
     torch.testing.assert_close(tangents, sum(grad.sum() for grad in want))
+
+
+NAN = Readout(torch.tensor([[1.0, torch.nan]]), torch.tensor([[1.0, 2.0]]))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: spike_time_readout(torch.full((3, 1, 2), torch.nan), 1.0), "x_seq must not be NaN, got NaN in 6 of 6 values"),
+        (lambda: hybrid_cross_entropy(NAN, torch.tensor([0])), "potential must not be NaN, got NaN in 1 of 2"),
+        (lambda: hybrid_cross_entropy(Readout(*NAN[::-1]), torch.tensor([1])), "spike_time must not be NaN"),
+        (lambda: hybrid_cross_entropy(NAN, torch.tensor([0]), reduction="none"), "potential must not be NaN"),
+        (
+            lambda: hybrid_cross_entropy(Readout(*[NAN[1]] * 2), torch.tensor([0]), weight=torch.full((2,), torch.nan)),
+            "weight must not be NaN",
+        ),
+        (lambda: predict(NAN), "potential must not be NaN"),
+        (lambda: predict(NAN, "time"), "potential must not be NaN"),
+        (lambda: predict(Readout(*NAN[::-1]), "time"), "spike_time must not be NaN"),
+    ],
+)
+def test_nan_is_named_on_a_cpu(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_infinities_that_stay_what_they_are_pass():
+    masked = torch.tensor([[[1.0, -torch.inf]]])
+    assert predict(spike_time_readout(masked, 1.0)).item() == 0

@@ -1,7 +1,7 @@
 """What test_triton.py runs in a process of its own, with TRITON_INTERPRET=1: not collected by itself."""
 
 import pytest
-from parity import CASES, check, planted, planted_error_is_caught
+from parity import CASES, check, check_nan, planted, planted_error_is_caught
 
 from onespike.kernels import triton as backend
 
@@ -9,6 +9,10 @@ from onespike.kernels import triton as backend
 @pytest.mark.parametrize("case", [case for case in CASES if case.T in (1, 3, 5, 6, 17, 18, 33)], ids=str)
 def test_equals_the_reference(case):
     check(case, backend.TritonPlan)
+
+
+def test_nan_is_never_hidden():
+    check_nan(backend.TritonPlan)
 
 
 def test_programs_that_take_several_tiles_equal_the_reference(monkeypatch):

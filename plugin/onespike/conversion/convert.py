@@ -47,8 +47,8 @@ def convert(
             functools.partial(SingleSpikeLIFNode, single_spike=False).
         encoder: module [N, *] -> [T, N, *] with an attribute T, which then stands in place of the argument T; None for a
             `HybridEncoder` over the range of each channel of `images` (of all of them, unless they are [N, C, H, W]). Where the
-            range of a `HybridEncoder` without a `unit` spans less than 0.5 or more than 10, a copy takes the span for its unit. The
-            first threshold is divided by the unit.
+            range of a `HybridEncoder` without a `unit` spans less than 0.5 or more than 10, a copy takes the span for its
+            unit. The first threshold is divided by the unit.
         dropout: probability for every dropout layer, in [0, 1); None keeps the ANN's. One mask serves all steps of an image.
         thresholds: what `calibrate_thresholds` returned, to calibrate once for several scales.
         timesteps, batch_size: see `calibrate_thresholds`.

@@ -20,9 +20,8 @@ from onespike.functional.checks import (
     extremes,
     is_traced,
 )
-from onespike.kernels.plan import NotFinite, Plan, Signature, Switches
+from onespike.kernels.plan import NotFinitePotentialError, Plan, Signature, Switches
 from onespike.kernels.reference import state_dtype
-
 
 NAMES = "x_seq", "leak", "v_threshold"
 """What errors call them."""
@@ -90,8 +89,8 @@ def single_spike_lif(
 
     Raises:
         TypeError: `x_seq` is not a floating-point tensor.
-        ValueError: a shape does not fit, or, for CPU tensors, `leak` leaves [0, 1], `v_threshold` is not above 0, or a potential
-            becomes NaN or infinite. On other devices the potential and the spikes of such a neuron are NaN.
+        ValueError: a shape does not fit, or, for CPU tensors, `leak` leaves [0, 1], `v_threshold` is not above 0, or a
+            potential becomes NaN or infinite. On other devices the spikes of a neuron whose potential is NaN are NaN.
         BackendUnavailableError: the named backend cannot run here.
         RuntimeError: it is differentiated in forward mode, such as by `torch.func.jvp`.
     """
@@ -135,7 +134,7 @@ def lif(
             s_seq, v_last, v_seq = SingleSpikeLIF.apply(x_seq, leak, v_threshold, v, fired, plan, aside)
             return s_seq, v_last, aside[0], v_seq
         return plan.forward(x_seq, leak, v_threshold, v, fired)
-    except NotFinite:
+    except NotFinitePotentialError:
         raise not_finite(names[0], x_seq, v) from None
 
 
@@ -265,7 +264,7 @@ def lif_op(
     plan = plan_of(x_seq, leak, v_threshold, v, switches, backend, trace=return_v_seq)
     try:
         s_seq, v_last, fired_last, v_seq = plan.forward(x_seq, leak, v_threshold, v, fired)
-    except NotFinite:
+    except NotFinitePotentialError:
         raise not_finite(NAMES[0], x_seq, v) from None
     assert v_last is not None
     assert fired_last is not None

@@ -58,7 +58,17 @@ class InductorPlan(Plan):
             for steps in self.chunks:
                 results = s_seq[steps].unbind(), None if v_seq is None else v_seq[steps].unbind()
                 _, _, *state, _ = self.run(
-                    forward_steps, flat_x[steps], *parameters, *state, *results, single_spike, True, trace, True, False, not on_cpu
+                    forward_steps,
+                    flat_x[steps],
+                    *parameters,
+                    *state,
+                    *results,
+                    single_spike,
+                    True,
+                    trace,
+                    True,
+                    False,
+                    not on_cpu,
                 )
         if on_cpu:
             require_finite(state[0], total)
