@@ -10,6 +10,9 @@ from torch import nn
 PARAMETERS = ("leak", "beta", "v_threshold", "threshold")
 """What neurons of either host call what they may train."""
 
+OTHERS = {"SpikingJelly": "spikingjelly.activation_based.neuron", "snnTorch": "snntorch._neurons"}
+"""Hosts, and where their neurons are."""
+
 
 @dataclass(frozen=True)
 class Swap:
@@ -46,7 +49,10 @@ class SwapReport:
 
 
 def swap_neurons(
-    net: nn.Module, is_neuron: Callable[[nn.Module], bool], rule: Callable[[nn.Module], tuple[nn.Module | None, str]]
+    net: nn.Module,
+    host: str,
+    is_neuron: Callable[[nn.Module], bool],
+    rule: Callable[[nn.Module], tuple[nn.Module | None, str]],
 ) -> tuple[nn.Module, SwapReport]:
     """Copy `net` and put in place of each neuron what `rule` makes of it: a module, or None to leave it, and a note.
 
@@ -73,13 +79,20 @@ def swap_neurons(
             made[module] = None if ours is None else ours.to(last.device).train(module.training), now, note
         swaps.append(Swap(path, type(module).__name__, *made[module][1:]))
     if not swaps:
-        raise ValueError(f"net must hold a neuron of the host to exchange, got {type(net).__name__} without one")
+        other = next((name for name, package in OTHERS.items() if name != host and holds_of(net, package)), None)
+        remedy = f", but with {other}'s: use to_single_spike of onespike.{other.lower()}" if other else ""
+        raise ValueError(f"net must hold a neuron of {host} to exchange, got {type(net).__name__} without one{remedy}")
     # Told that these are the copies of the neurons, deepcopy puts them wherever a neuron is referred to.
     copies = {id(module): ours for module, (ours, *_) in made.items() if ours is not None}
     try:
         return copy.deepcopy(net, copies), SwapReport(tuple(swaps))
     except RuntimeError as error:
         raise RuntimeError("net cannot be copied: if it has run, reset it with the host's function first") from error
+
+
+def holds_of(net: nn.Module, package: str) -> bool:
+    """Whether a module of `net` is of a class of that package, or of one derived from it."""
+    return any(kind.__module__.startswith(package) for module in net.modules() for kind in type(module).__mro__)
 
 
 def what_trains(node: nn.Module) -> str:

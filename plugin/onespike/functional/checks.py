@@ -34,7 +34,8 @@ def check_floating(name: str, x: Tensor, dims: int, layout: str) -> None:
             remedy = ": make one tensor of the steps with torch.stack"
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}{remedy}")
     if not x.dtype.is_floating_point:
-        remedy = ": convert images with x.float() / 255" if x.dtype == torch.uint8 else ""
+        whole = not x.dtype.is_complex and x.dtype != torch.bool
+        remedy = ": convert images with x.float() / 255" if whole else ""
         raise TypeError(f"{name} must be a floating-point tensor, got {x.dtype}{remedy}")
     if x.dim() < dims:
         raise ValueError(f"{name} must have at least {dims} dimensions, {layout}, got shape {tuple(x.shape)}")
@@ -58,10 +59,17 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} must be > 0, got {value}")
 
 
-def check_finite(name: str, x: Tensor) -> None:
-    """Raise where a CPU tensor holds NaN or Inf. On other devices looking would stall the stream, so nothing is checked."""
-    if can_look_at(x) and x.numel() and not all(map(isfinite, extremes(x))):
+def check_finite(name: str, x: Tensor) -> tuple[float, float] | None:
+    """Raise where a CPU tensor holds NaN or Inf, and return its extremes.
+
+    On other devices looking would stall the stream, so nothing is checked, and the answer is None.
+    """
+    if not can_look_at(x) or not x.numel():
+        return None
+    seen = extremes(x)
+    if not all(map(isfinite, seen)):
         raise ValueError(f"{name} must be finite, got {int((~torch.isfinite(x)).sum())} NaN or Inf values")
+    return seen
 
 
 def extremes(x: Tensor) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """The hybrid encoder: the analogue pixel at t = 1, then one spike per pixel (eqs. 4-5)."""
 
+import warnings
 from math import inf
 
 import torch
@@ -16,6 +17,8 @@ from onespike.functional.checks import (
 )
 
 IntensityRange = str | tuple[float | Tensor, float | Tensor]
+SLACK = 0.1
+"""Share of a range by which intensities may lie outside of it, as those of augmented or resized images do."""
 FIRST_OWN_DIM = {"image": 1, "image_channel": 2}
 """The first dimension that lies within what has a range of its own."""
 
@@ -26,7 +29,8 @@ def spike_times(x: Tensor, T: int, *, intensity_range: IntensityRange) -> Tensor
     Equation:
         T_i = floor(T - (T - 2) * (I_i - Imin) / (Imax - Imin) + 1/2), clamped to [2, T]
 
-    Ties round up. Intensities outside the range clamp; where Imax == Imin, T_i = T.
+    Ties round up. Intensities outside the range clamp, with a warning if they are on a CPU and far outside; where
+    Imax == Imin, T_i = T.
 
     Args:
         x: intensities, [N, *], floating point, in any unit that `intensity_range` shares.
@@ -48,13 +52,29 @@ def _spike_times(x: Tensor, T: int, intensity_range: IntensityRange) -> Tensor:
     """Do the work of `spike_times`; return whole numbers in the dtype of x, float32 at least."""
     T = check_T(T, 2)
     check_floating("x", x, 1, "[N, *]")
-    check_finite("x", x)
+    seen = check_finite("x", x)
     x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
     low, high = range_of(x, intensity_range)
+    if seen is not None and not isinstance(intensity_range, str):
+        warn_outside(seen, low, high)
     span = high - low
     span = span.masked_fill(span <= 0, inf)  # without a range every pixel counts as dark
     brightness = (x - low).div_(span).clamp_(0, 1)
     return brightness.mul_(2 - T).add_(T).add_(0.5).floor_()
+
+
+def warn_outside(seen: tuple[float, float], low: Tensor, high: Tensor) -> None:
+    """Warn if intensities of these extremes lie beyond a range by more than a share of it; once, as Python does it."""
+    lowest, highest = low.min().item(), high.max().item()
+    slack = SLACK * (highest - lowest)
+    sides = [side for side, beyond in (("below", seen[0] < lowest - slack), ("above", seen[1] > highest + slack)) if beyond]
+    if sides and highest > lowest:
+        warnings.warn(
+            f"x holds values {' and '.join(sides)} its intensity_range ({lowest:.4g}, {highest:.4g}), which count as the darkest "
+            "and the brightest: divide images in 0..255 by 255, and give the range of normalised ones "
+            "(HybridEncoder.for_normalized(T, mean, std))",
+            stacklevel=2,
+        )
 
 
 def hybrid_encode(x: Tensor, T: int, *, intensity_range: IntensityRange) -> Tensor:
@@ -70,7 +90,8 @@ def hybrid_encode(x: Tensor, T: int, *, intensity_range: IntensityRange) -> Tens
             ((0 - mean) / std, (1 - mean) / std).
 
     Returns:
-        [T, N, *] in the dtype of x; of channels-last images [N, C, H, W] every step is channels last.
+        [T, N, *] in the dtype of x; of channels-last images [N, C, H, W] every step is channels last. A data set's single image
+        is hybrid_encode(image[None], ...)[:, 0]; batches of such sequences come as [N, T, *], so transpose(0, 1) them.
 
     Raises:
         TypeError, ValueError: as `spike_times`, with T >= 1.

@@ -20,7 +20,7 @@ from onespike.functional.checks import (
     extremes,
     is_traced,
 )
-from onespike.kernels.plan import NotFinitePotentialError, Plan, Signature, Switches
+from onespike.kernels.plan import Plan, PotentialError, Signature, Switches
 from onespike.kernels.reference import state_dtype
 
 NAMES = "x_seq", "leak", "v_threshold"
@@ -134,7 +134,7 @@ def lif(
             s_seq, v_last, v_seq = SingleSpikeLIF.apply(x_seq, leak, v_threshold, v, fired, plan, aside)
             return s_seq, v_last, aside[0], v_seq
         return plan.forward(x_seq, leak, v_threshold, v, fired)
-    except NotFinitePotentialError:
+    except PotentialError:
         raise not_finite(names[0], x_seq, v) from None
 
 
@@ -264,7 +264,7 @@ def lif_op(
     plan = plan_of(x_seq, leak, v_threshold, v, switches, backend, trace=return_v_seq)
     try:
         s_seq, v_last, fired_last, v_seq = plan.forward(x_seq, leak, v_threshold, v, fired)
-    except NotFinitePotentialError:
+    except PotentialError:
         raise not_finite(NAMES[0], x_seq, v) from None
     assert v_last is not None
     assert fired_last is not None

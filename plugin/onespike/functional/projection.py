@@ -1,6 +1,7 @@
 """The projection of trained leaks and thresholds back to their ranges, over a whole network at once."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +74,7 @@ def project_together(modules: Iterable[nn.Module]) -> None:
     leaks: list[Tensor] = []
     thresholds: dict[Tensor, Tensor] = {}
     for module in modules:
-        tensors = module._parameters | module._buffers
+        tensors: dict[str, Any] = module._parameters | module._buffers
         leaks += (tensor for name in LEAKS if (tensor := tensors.get(name)) is not None)
         thresholds |= {tensor: tensors["threshold_floor"] for name in THRESHOLDS if (tensor := tensors.get(name)) is not None}
     clamp_together(leaks, thresholds)

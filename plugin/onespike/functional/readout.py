@@ -1,5 +1,6 @@
 """The output layer: accumulated potential, spike time, the loss on both and the decision (eqs. 9-18)."""
 
+from operator import index
 from typing import Any, NamedTuple
 
 import torch
@@ -179,7 +180,7 @@ def hybrid_cross_entropy(
         weight = weight.to(potential.dtype)
     options: dict[str, Any] = {"reduction": reduction, "label_smoothing": label_smoothing}
     if ignore_index is not None:
-        options["ignore_index"] = ignore_index
+        options["ignore_index"] = index(ignore_index)
     loss = F.cross_entropy(potential, target, weight, **options) + F.cross_entropy(-spike_time, target, weight, **options)
     check_no_nan(loss, potential=potential, spike_time=spike_time, weight=weight)
     return loss
@@ -225,7 +226,7 @@ def check_loss_settings(reduction: str, label_smoothing: float, ignore_index: in
         raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
-    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
+    if ignore_index is not None and (isinstance(ignore_index, bool) or not hasattr(ignore_index, "__index__")):
         raise TypeError(f"ignore_index must be an int or None, got {ignore_index!r}")
 
 

@@ -191,7 +191,7 @@ def forward_steps(
         handed_over(potentials, v_steps) if trace else None,
         v if keep_state else None,
         (1 - waiting).to(torch.uint8) if keep_state else None,
-        v.sum() if sums_inside else None,
+        v.sum() if sums_inside and v is not None else None,
     )
 
 

@@ -56,19 +56,19 @@ class Signature(NamedTuple):
         return cls(x_seq.shape, x_seq.stride(), x_seq.dtype, x_seq.device, leak.shape, v_threshold.shape, *others)
 
 
-class NotFinitePotentialError(ArithmeticError):
+class PotentialError(ArithmeticError):
     """Potentials became NaN or infinite."""
 
 
-def require_finite(v: Tensor | None, total: Tensor | None = None) -> None:
-    """Raise `NotFinitePotentialError` if the last potentials [M], on a CPU, are not finite: they stay NaN or infinite once they are.
+def require_finite(v: Any, total: Tensor | None = None) -> None:
+    """Raise `PotentialError` if the last potentials [M], on a CPU, are not finite: they stay NaN or infinite once they are.
 
     Args:
         v: the potentials; None if all there is of them is their sum, which is infinite too where large ones overflow.
         total: their sum, if it is known.
     """
     if not isfinite((v.sum() if total is None else total).item()) and (v is None or not v.isfinite().all()):
-        raise NotFinitePotentialError
+        raise PotentialError
 
 
 class Plan(ABC):
@@ -101,7 +101,7 @@ class Plan(ABC):
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """Return s_seq [T, N, *]; the last v and fired, [N, *], if wanted; v_seq [T, N, *], if wanted.
 
-        A potential that is NaN makes its neuron's spike NaN, so that the loss shows it; on a CPU it raises `NotFinitePotentialError`.
+        A potential that is NaN makes its neuron's spike NaN, so that the loss shows it; on a CPU it raises `PotentialError`.
         """
 
     @abstractmethod

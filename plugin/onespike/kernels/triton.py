@@ -69,7 +69,7 @@ def lif_forward(
         if SINGLE_SPIKE:
             spikes = above & (crossed == 0)
         crossed = crossed | above
-        shown = tl.where(u != u, u, spikes.to(tl.float32))
+        shown = tl.where(u != u, u, spikes.to(tl.float32))  # noqa: PLR0124 (it is NaN)
         tl.store(s_seq + at, shown.to(s_seq.dtype.element_ty), mask=inside)
         if v_seq is not None:
             tl.store(v_seq + at, u, mask=inside)

@@ -4,6 +4,7 @@ from typing import Any
 
 import snntorch
 import torch
+from snntorch import utils
 from torch import Tensor, nn
 
 from onespike.functional.backends import check_backend
@@ -11,6 +12,29 @@ from onespike.functional.checks import as_number, check_positive, shown
 from onespike.functional.lif import LIFState, Switches, lif
 from onespike.functional.projection import Projected
 from onespike.functional.sequences import Remembered
+
+RESET = "call fired, mem = node.reset_mem() for its two states, or onespike.snntorch.reset(net) for all neurons of a network"
+MISSED = {
+    **dict.fromkeys(("init_leaky", "init_lapicque", "init_synaptic", "init_alpha", "reset_hidden"), RESET),
+    "detach_hidden": "pass fired and mem.detach() to the next step, or set node.mem = node.mem.detach() with init_hidden",
+}
+"""What to do about what the host's neurons have and this one has not."""
+
+
+class Mark:
+    """Stands where `snntorch.utils.reset` writes, until it is called."""
+
+
+def mark_of_host() -> Mark:
+    """Return a mark that is another one after each call of `snntorch.utils.reset`, which passes over neurons not its own.
+
+    The host's function notes in its module which kinds of neurons it found, and reads that at once. So what was put there is
+    gone when it has been called.
+    """
+    mark = getattr(utils, "is_leaky", None)
+    if not isinstance(mark, Mark):
+        mark = utils.is_leaky = Mark()
+    return mark
 
 
 class SingleSpikeLeaky(Projected, snntorch.SpikingNeuron):
@@ -30,9 +54,10 @@ class SingleSpikeLeaky(Projected, snntorch.SpikingNeuron):
         node = SingleSpikeLeaky(init_hidden=True)  # step by step, the state inside: spk = node(x)
         spk, mem = node.sequence(x_seq)            # all of [T, B, ...] at once, no state kept: the fast way
 
-    `snntorch.utils.reset` knows the host's own neurons only, and resets those of other networks too: between sequences call
-    `reset(net)` of this module, or `reset_mem()` of each node. After each optimizer step call `project_()`. Give neither
-    parameter weight decay.
+    Between sequences call `reset(net)` of this module, or `reset_mem()` of each node. `snntorch.utils.reset` works too, outside
+    of `torch.compile`: as with the host's neurons, those of all networks forget their state, here at their next step. The
+    host's `backprop.BPTT` and its like want one of the host's neurons last. After each optimizer step call `project_()`. Give
+    neither parameter weight decay.
 
     Args:
         beta: initial leak, the factor by which mem decays in a step, in [0, 1].
@@ -97,6 +122,7 @@ class SingleSpikeLeaky(Projected, snntorch.SpikingNeuron):
         self.temporal_gradient = temporal_gradient
         self.backend = backend
         self.remembered = Remembered()
+        self.mark: Mark | None = None
         self.register_buffer("fired", torch.zeros(0, dtype=torch.bool), persistent=False)
         self.register_buffer("mem", torch.zeros(0), persistent=False)
 
@@ -105,6 +131,12 @@ class SingleSpikeLeaky(Projected, snntorch.SpikingNeuron):
         self.fired = self.fired.new_zeros(0)
         self.mem = self.mem.new_zeros(0).detach()
         return self.fired, self.mem
+
+    def __getattr__(self, name: str) -> Any:
+        """Name what stands in the place of a `Leaky`'s method that is missed."""
+        if name in MISSED:
+            raise AttributeError(f"SingleSpikeLeaky has no {name}: {MISSED[name]}")
+        return super().__getattr__(name)
 
     def reset(self) -> None:
         """Forget the state: what SpikingJelly's `reset_net` calls."""
@@ -142,6 +174,7 @@ class SingleSpikeLeaky(Projected, snntorch.SpikingNeuron):
         if self.init_hidden:
             if fired is not None or mem is not None:
                 raise TypeError("fired and mem must not be passed with init_hidden=True: the neuron keeps its own state")
+            self.follow_the_hosts_reset()
             fired, mem = self.fired, self.mem
         elif (fired is None) != (mem is None):
             missing = "fired" if fired is None else "mem"
@@ -158,6 +191,16 @@ class SingleSpikeLeaky(Projected, snntorch.SpikingNeuron):
                 return spk[0]
         return spk[0], fired, mem
 
+    def follow_the_hosts_reset(self) -> None:
+        """Forget the state if `snntorch.utils.reset` has been called since the last step, for whatever network."""
+        if torch.compiler.is_compiling():
+            return
+        mark = mark_of_host()
+        if mark is not self.mark:
+            if self.mark is not None:
+                self.reset_mem()
+            self.mark = mark
+
     def sequence(self, x_seq: Tensor) -> tuple[Tensor, Tensor]:
         """Map the currents of a whole sequence to spikes and potentials, each [T, B, ...]; the state inside is not touched."""
         spk, _, _, mem = self._run(x_seq, None, keep_state=False, trace=True)
@@ -173,7 +216,7 @@ class SingleSpikeLeaky(Projected, snntorch.SpikingNeuron):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the graph that computed the state behind: autograd's tensors refuse to be copied."""
         buffers = {name: None if buffer is None else buffer.detach() for name, buffer in self._buffers.items()}
-        return self.__dict__ | {"_buffers": buffers}
+        return self.__dict__ | {"_buffers": buffers, "mark": None}
 
     def extra_repr(self) -> str:
         return (

@@ -32,7 +32,7 @@ def to_single_spike(net: nn.Module) -> tuple[nn.Module, SwapReport]:
         of_host = isinstance(module, snntorch.SpikingNeuron | snntorch.LeakyParallel)
         return of_host and not isinstance(module, SingleSpikeLeaky)
 
-    return swap_neurons(net, is_neuron, exchange)
+    return swap_neurons(net, "snnTorch", is_neuron, exchange)
 
 
 def exchange(node: nn.Module) -> tuple[nn.Module | None, str]:
@@ -52,4 +52,4 @@ def exchange(node: nn.Module) -> tuple[nn.Module | None, str]:
     ours = SingleSpikeLeaky(beta, threshold, *learns, init_hidden=True)
     soft = node.reset_mechanism == "subtract"
     note = "Exact until the first spike." if soft else f'reset_mechanism "{node.reset_mechanism}" became "subtract".'
-    return ours.to(node.beta), note
+    return ours.to(node.beta), note  # type: ignore[arg-type]

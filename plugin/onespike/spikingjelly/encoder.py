@@ -97,7 +97,8 @@ class HybridEncoder(CopyableMemory):
         bounds = self.low, self.high, self.unit
         super()._apply(fn, recurse)
         if not bounds[0].is_meta:
-            self.low, self.high, self.unit = (None if bound is None else bound.to(self.low.device) for bound in bounds)
+            self.low, self.high = (bound.to(self.low.device) for bound in bounds[:2])
+            self.unit = None if bounds[2] is None else bounds[2].to(self.low.device)
         return self
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *arguments) -> None:

@@ -1,5 +1,8 @@
 """The single-spike LIF neuron as a SpikingJelly node."""
 
+import difflib
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +16,19 @@ from onespike.functional.projection import Projected
 from onespike.functional.sequences import Remembered
 from onespike.kernels.reference import state_dtype
 from onespike.spikingjelly.memory import CopyableMemory, detached
+
+SWAP = "or give the host's neuron and exchange it by to_single_spike(net)"
+REMEDIES = {
+    "surrogate_function": f"its surrogate is the triangle of height gamma, so leave it out, {SWAP}",
+    "detach_reset": f"its reset is detached, so leave it out, {SWAP}",
+    "v_reset": f"its reset subtracts the threshold, so leave it out, {SWAP}",
+    "tau": f"give leak=1 - 1 / tau, {SWAP}",
+    "init_tau": f"give leak=1 - 1 / init_tau, {SWAP}",
+    "decay_input": f"its input does not decay; for decay_input=True give v_threshold times tau, {SWAP}",
+}
+"""What to do about each argument of the host's neurons that this one does not have."""
+ALWAYS = {"detach_reset": True, "v_reset": None, "decay_input": False}
+"""Their values that it has in any case."""
 
 
 class SingleSpikeLIFNode(Projected, CopyableMemory, neuron.BaseNode):
@@ -49,6 +65,7 @@ class SingleSpikeLIFNode(Projected, CopyableMemory, neuron.BaseNode):
 
     Raises:
         ValueError: an argument leaves its range, or, at the forward pass, the batch or layer size changed without a reset.
+        TypeError: an argument is unknown; for those of the host's neurons the message says what stands in their place.
     """
 
     leak: nn.Parameter
@@ -74,7 +91,9 @@ class SingleSpikeLIFNode(Projected, CopyableMemory, neuron.BaseNode):
         step_mode: str = "m",
         backend: str = "auto",
         store_v_seq: bool = False,
+        **others: Any,
     ) -> None:
+        refuse_others(others)
         # A BaseNode for those parts of the host that ask for one, but nothing of it is used: its parameters are numbers.
         base.MemoryModule.__init__(self)
         leak, v_threshold = as_number("leak", leak), as_number("v_threshold", v_threshold)
@@ -178,7 +197,8 @@ class SingleSpikeLIFNode(Projected, CopyableMemory, neuron.BaseNode):
     def _run(
         self, x_seq: Tensor, states: tuple[Any, ...] | None, *, keep_state: bool = True, trace: bool = False
     ) -> tuple[Tensor, Any, Any, Any]:
-        leak, v_threshold = map(self._parameters.get, ("leak", "v_threshold"))
+        leak: Any = self._parameters.get("leak")
+        v_threshold: Any = self._parameters.get("v_threshold")
         leak = self.leak if leak is None else leak  # under a parametrisation it is an attribute
         v_threshold = self.v_threshold if v_threshold is None else v_threshold
         if self.per_channel is not None:
@@ -201,6 +221,17 @@ class SingleSpikeLIFNode(Projected, CopyableMemory, neuron.BaseNode):
         return ", ".join(
             [*values, f"single_spike={self.single_spike}", f"step_mode={self.step_mode}", f"backend={self.backend}"]
         )
+
+
+def refuse_others(others: Mapping[str, Any]) -> None:
+    """Raise a TypeError for the host's arguments, unless they ask for what is so in any case, and for unknown ones."""
+    for name, value in others.items():
+        if name in ALWAYS and value is ALWAYS[name]:
+            continue
+        known = tuple(inspect.signature(SingleSpikeLIFNode).parameters)[:-1]
+        near = difflib.get_close_matches(name, known, n=1)
+        remedy = REMEDIES.get(name, f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}")
+        raise TypeError(f"SingleSpikeLIFNode takes no {name}, got {name}={value!r}: {remedy}")
 
 
 def state_of(x_seq: Tensor, v: Tensor | float, fired: Tensor | bool) -> LIFState | None:

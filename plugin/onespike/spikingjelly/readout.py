@@ -52,7 +52,7 @@ class SpikeTimeReadout(Projected, CopyableMemory):
         self.beta = beta
         self.time_gradient = time_gradient
         self.step_mode = step_mode
-        self.register_memory("x_seq", None)
+        self.register_memory("x_seq", None)  # type: ignore[operator]
 
     def multi_step_forward(self, x_seq: Tensor) -> Readout:
         """Read out the currents of a whole sequence, [T, N, K]."""

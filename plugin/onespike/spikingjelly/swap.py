@@ -34,7 +34,7 @@ def to_single_spike(net: nn.Module) -> tuple[nn.Module, SwapReport]:
         of_host = isinstance(module, neuron.BaseNode) or type(module).__module__.startswith(neuron.__name__)
         return of_host and not isinstance(module, SingleSpikeLIFNode)
 
-    return swap_neurons(net, is_neuron, exchange)
+    return swap_neurons(net, "SpikingJelly", is_neuron, exchange)
 
 
 def exchange(node: nn.Module) -> tuple[nn.Module | None, str]:
@@ -57,7 +57,7 @@ def exchange(node: nn.Module) -> tuple[nn.Module | None, str]:
         learn_threshold=False,
         step_mode=node.step_mode,  # type: ignore[arg-type]
         store_v_seq=bool(node.store_v_seq),
-    ).to(dtype)
+    ).to(dtype)  # type: ignore[arg-type]
     notes = ["the threshold takes up decay_input's 1 / tau"] if scaled else []
     if node.v_reset is not None:
         notes.append("the reset to 0 became a subtraction of the threshold")
