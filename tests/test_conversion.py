@@ -754,6 +754,45 @@ def test_what_was_changed_after_conversion_is_saved_as_it_is(how, network, digit
     assert repr(loaded) == repr(network)
 
 
+@pytest.mark.parametrize("scale", [1e-5, 1e-3, 0.1, 255.0])
+def test_networks_of_any_unit_convert_and_train_as_others(scale):
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Flatten(), nn.Linear(16, 12, bias=False), nn.ReLU(), nn.Linear(12, 4, bias=False))
+    images, found = torch.rand(64, 1, 4, 4), {}
+    images[0], images[1], scale = 0, 1, np.float32(scale).item()
+    for unit, encoder in ((1.0, None), (scale, None), (scale, HybridEncoder(5, (0.0, scale), unit=scale))):
+        network = convert(ann, images * unit, T=5, timesteps=20, encoder=encoder)
+        network.project_()
+        before = network(images * unit).potential
+        optimizer = torch.optim.Adam(parameter_groups(network, 0.3), eps=1e-16)
+        for _ in range(5):
+            optimizer.zero_grad()
+            hybrid_cross_entropy(network(images * unit), torch.arange(64) % 4).backward()
+            optimizer.step()
+            network.project_()
+        found[unit, encoder] = before, network(images * unit).potential, next(iter(network.nodes().values())).v_threshold
+    first, *others = found.values()
+    assert (first[0] - first[1]).abs().max() > 0.1
+    for other in others:
+        for a, b in zip(first, other, strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
+
+
+def test_an_encoders_unit_is_saved_and_the_one_given_is_left(tmp_path):
+    ann = nn.Sequential(nn.Flatten(), nn.Linear(16, 12, bias=False), nn.ReLU(), nn.Linear(12, 4, bias=False))
+    images, encoder = torch.rand(20, 1, 4, 4) * 1e-3, HybridEncoder(5, (0.0, 1e-3))
+    network = convert(ann, images, timesteps=10, encoder=encoder)
+    assert encoder.unit is None
+    assert network.encoder.unit.item() == pytest.approx(1e-3)
+    network.save(tmp_path)
+    loaded = SpikingNetwork.load(tmp_path)
+    assert torch.equal(loaded(images).potential, network.eval()(images).potential)
+    twin = convert(ann, images * 1e3, timesteps=10)
+    twin.load_state_dict(network.state_dict())
+    twin.encoder.low, twin.encoder.high = encoder.low, encoder.high
+    assert torch.equal(twin.eval()(images).potential, loaded(images).potential)
+
+
 def test_a_network_made_on_the_meta_device_takes_a_state_dict(network, digits, tmp_path):
     expected = network.eval()(digits[0][:20]).potential
     empty = copy.deepcopy(network).to("meta").to_empty(device="cpu")

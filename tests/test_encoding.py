@@ -1,5 +1,8 @@
 """The hybrid encoder: golden vectors, an independent oracle, ranges, edges and errors."""
 
+import copy
+import re
+import warnings
 from fractions import Fraction
 from math import floor
 
@@ -152,6 +155,70 @@ IMAGES = torch.rand(2, 3, 4, 4)
 def test_bad_input_is_named(x, T, intensity_range, error, message):
     with pytest.raises(error, match=message):
         hybrid_encode(x, T, intensity_range=intensity_range)
+
+
+def test_whole_number_images_of_any_dtype_are_refused_with_the_remedy():
+    for dtype in (torch.uint8, torch.int16, torch.int64):
+        with pytest.raises(TypeError, match=rf"got {dtype}: convert images with x\.float\(\) / 255"):
+            hybrid_encode(torch.ones(2, 3, dtype=dtype), 5, intensity_range=(0.0, 1.0))
+
+
+PIXELS = torch.linspace(0, 1, 12).view(1, 3, 2, 2)
+PER_CHANNEL = torch.zeros(3, 1, 1), torch.tensor([1.0, 2.0, 0.5]).view(3, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("x", "intensity_range", "message"),
+    [
+        (
+            PIXELS * 255,
+            (0.0, 1.0),
+            r"x holds values above its intensity_range \(0, 1\), which clamp: divide images in 0..255 by",
+        ),
+        ((PIXELS - 0.5) / 0.25, (0.0, 1.0), r"below and above its .*HybridEncoder\.for_normalized\(T, mean, std\)"),
+        (-PIXELS, (0.0, 1.0), r"x holds values below its intensity_range \(0, 1\)"),
+        (PIXELS * 255, PER_CHANNEL, r"x holds values above its intensity_range \(0, 2\)"),
+    ],
+)
+def test_images_far_outside_of_the_range_are_said_once(x, intensity_range, message):
+    encoder = HybridEncoder(5, intensity_range)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            encoder(x)
+    assert len(told) == 1
+    assert re.search(message, str(told[0].message))
+    with pytest.warns(UserWarning, match="x holds values"):
+        spike_times(x, 5, intensity_range=intensity_range)
+
+
+@pytest.mark.parametrize("intensity_range", [(0.0, 1.0), PER_CHANNEL, "image", "image_channel"])
+def test_images_about_within_the_range_are_passed_over(intensity_range):
+    hybrid_encode(PIXELS * 1.15 - 0.07, 5, intensity_range=intensity_range)
+    hybrid_encode(PIXELS * 255, 5, intensity_range=(0.0, 255.0))
+    hybrid_encode(PIXELS * 255, 1, intensity_range=intensity_range)  # nothing clamps where there are no spikes
+    hybrid_encode(PIXELS * 3, 5, intensity_range="image")
+    hybrid_encode(PIXELS, 5, intensity_range=(0.5, 0.5))
+
+
+@pytest.mark.parametrize("scale", [1e-5, 255.0])
+def test_a_unit_divides_the_frame_alone_and_is_part_of_the_state(scale):
+    scale = np.float32(scale).item()
+    encoder, plain = HybridEncoder(5, (0.0, scale), unit=scale), HybridEncoder(5)
+    torch.testing.assert_close(encoder(PIXELS * scale), plain(PIXELS), rtol=1e-6, atol=0)
+    stepped = copy.deepcopy(encoder)
+    stepped.step_mode = "s"
+    assert torch.equal(torch.stack([stepped(PIXELS * scale) for _ in range(5)]), encoder(PIXELS * scale))
+    for twin in (HybridEncoder(5), HybridEncoder(5).to("meta").to_empty(device="cpu")):
+        twin.load_state_dict(encoder.state_dict())
+        assert torch.equal(twin(PIXELS * scale), encoder(PIXELS * scale))
+        twin.load_state_dict(plain.state_dict())
+        assert torch.equal(twin(PIXELS), plain(PIXELS))
+    assert "unit" not in plain.state_dict()
+    assert "unit=" in repr(encoder.bfloat16())
+    assert encoder.unit.dtype == torch.float32
+    with pytest.raises(ValueError, match="unit must be > 0, got 0"):
+        HybridEncoder(5, unit=0)
 
 
 @pytest.mark.parametrize("T", [np.int64(5), np.uint8(5), torch.tensor(5)])

@@ -354,17 +354,17 @@ NAN = Readout(torch.tensor([[1.0, torch.nan]]), torch.tensor([[1.0, 2.0]]))
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: spike_time_readout(torch.full((3, 1, 2), torch.nan), 1.0), "x_seq must not be NaN, got NaN in 6 of 6 values"),
-        (lambda: hybrid_cross_entropy(NAN, torch.tensor([0])), "potential must not be NaN, got NaN in 1 of 2"),
-        (lambda: hybrid_cross_entropy(Readout(*NAN[::-1]), torch.tensor([1])), "spike_time must not be NaN"),
-        (lambda: hybrid_cross_entropy(NAN, torch.tensor([0]), reduction="none"), "potential must not be NaN"),
+        (lambda: spike_time_readout(torch.full((3, 1, 2), torch.nan), 1.0), "x_seq must be finite, got NaN in 6 of 6 values"),
+        (lambda: hybrid_cross_entropy(NAN, torch.tensor([0])), "potential must be finite, got NaN in 1 of 2"),
+        (lambda: hybrid_cross_entropy(Readout(*NAN[::-1]), torch.tensor([1])), "spike_time must be finite, got NaN"),
+        (lambda: hybrid_cross_entropy(NAN, torch.tensor([0]), reduction="none"), "potential must be finite, got NaN"),
         (
             lambda: hybrid_cross_entropy(Readout(*[NAN[1]] * 2), torch.tensor([0]), weight=torch.full((2,), torch.nan)),
-            "weight must not be NaN",
+            "weight must be finite, got NaN",
         ),
-        (lambda: predict(NAN), "potential must not be NaN"),
-        (lambda: predict(NAN, "time"), "potential must not be NaN"),
-        (lambda: predict(Readout(*NAN[::-1]), "time"), "spike_time must not be NaN"),
+        (lambda: predict(NAN), "potential must be finite, got NaN"),
+        (lambda: predict(NAN, "time"), "potential must be finite, got NaN"),
+        (lambda: predict(Readout(*NAN[::-1]), "time"), "spike_time must be finite, got NaN"),
     ],
 )
 def test_nan_is_named_on_a_cpu(call, message):

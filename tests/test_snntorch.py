@@ -198,6 +198,49 @@ def test_copies_and_pickles_in_the_middle_of_a_sequence(x_seq):
         assert torch.equal(twin(x_seq[1]), expected)
 
 
+def test_the_hosts_reset_reaches_our_neurons_as_it_does_its_own(x_seq):
+    net = nn.Sequential(nn.Linear(x_seq.shape[-1], 8), nn.Sequential(SingleSpikeLeaky(0.9, 0.2, init_hidden=True)))
+    net.add_module("last", SingleSpikeLeaky(0.9, 0.2, init_hidden=True))
+
+    def spikes():
+        return torch.stack([net(x) for x in x_seq])
+
+    first, going_on = spikes(), spikes()
+    assert first.sum() > 0
+    assert not torch.equal(going_on, first)
+    for _ in range(3):
+        utils.reset(net)
+        assert torch.equal(spikes(), first)
+    utils.reset(net)
+    half = net(x_seq[0])
+    twin = copy.deepcopy(net)
+    for x in x_seq[1:]:
+        assert torch.equal(twin(x), net(x)), "a copy goes on from the state"
+    assert torch.equal(half, first[0])
+    mixed = nn.Sequential(snn.Leaky(0.9, init_hidden=True))  # as with the host's, neurons of other networks forget theirs too
+    utils.reset(mixed)
+    assert torch.equal(spikes(), first)
+
+
+@pytest.mark.parametrize("name", ["init_leaky", "init_lapicque", "reset_hidden", "detach_hidden"])
+def test_what_the_hosts_neurons_have_besides_is_named_with_the_remedy(name):
+    with pytest.raises(AttributeError, match=rf"SingleSpikeLeaky has no {name}: .*(reset_mem|detach)\(\)"):
+        getattr(SingleSpikeLeaky(), name)
+    with pytest.raises(AttributeError, match="'SingleSpikeLeaky' object has no attribute 'weight'"):
+        SingleSpikeLeaky().weight  # noqa: B018
+
+
+def test_errors_call_the_parameters_as_the_host_does(x_seq):
+    node = SingleSpikeLeaky(0.9, 0.5)
+    node.beta.data.fill_(1.4)
+    with pytest.raises(ValueError, match=r"^beta must be in \[0, 1\], got 1\.39"):
+        node(x_seq[0])
+    node.project_()
+    node.threshold.data.fill_(-0.5)
+    with pytest.raises(ValueError, match=r"^threshold must be > 0, got -0\.5"):
+        node.sequence(x_seq)
+
+
 def test_state_dict_is_strict_and_holds_no_state(x_seq):
     node = SingleSpikeLeaky(0.7, 0.6, init_hidden=True)
     node(x_seq[0])

@@ -2,14 +2,19 @@
 
 import copy
 import io
+import json
 import pickle
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 from spikingjelly.activation_based import base, functional, layer, monitor, neuron, surrogate
+from spikingjelly.activation_based.model import spiking_resnet, spiking_vgg
 from torch import nn
+from torch.nn.utils import parametrize
 
+from onespike import snntorch as in_snntorch
 from onespike.functional import BackendUnavailableError, Readout, hybrid_encode, single_spike_lif, spike_time_readout
 from onespike.spikingjelly import (
     DirectEncoder,
@@ -603,6 +608,62 @@ def test_weights_of_the_loss_move_with_it():
 def test_bad_settings_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"surrogate_function": surrogate.ATan()},
+            r"takes no surrogate_function, .* triangle of height gamma.*to_single_spike",
+        ),
+        ({"detach_reset": False}, "takes no detach_reset, got detach_reset=False: its reset is detached, so leave it out, or"),
+        ({"v_reset": 0.0}, "takes no v_reset, got v_reset=0.0: its reset subtracts the threshold, so leave it out, or"),
+        ({"tau": 2.0}, r"takes no tau, got tau=2.0: give leak=1 - 1 / tau, or"),
+        ({"init_tau": 2.0}, r"takes no init_tau, .*give leak=1 - 1 / init_tau, or"),
+        ({"decay_input": True}, "takes no decay_input, .*give v_threshold times tau"),
+        ({"v_treshold": 2.0}, "takes no v_treshold, got v_treshold=2.0: did you mean v_threshold?"),
+        ({"rest": 1}, "takes no rest, got rest=1: there are leak, v_threshold, learn_leak, .*store_v_seq$"),
+    ],
+)
+def test_arguments_of_the_hosts_neurons_are_named_with_the_remedy(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        SingleSpikeLIFNode(**arguments)
+
+
+def test_the_hosts_models_take_the_node():
+    with pytest.raises(TypeError, match="takes no surrogate_function"):
+        spiking_vgg.spiking_vgg11_bn(spiking_neuron=SingleSpikeLIFNode, surrogate_function=surrogate.ATan(), detach_reset=True)
+    resnet = spiking_resnet.spiking_resnet18(
+        spiking_neuron=SingleSpikeLIFNode, v_threshold=0.3, detach_reset=True, v_reset=None, num_classes=4
+    )
+    functional.set_step_mode(resnet, "m")
+    out = resnet(HybridEncoder(2)(torch.rand(2, 3, 32, 32)))
+    assert out.shape == (2, 2, 4)
+    assert out.isfinite().all()
+
+
+class Sigmoid(nn.Module):
+    def forward(self, x):
+        return x.sigmoid()
+
+
+def test_a_parametrised_leak_does_not_keep_a_node_from_being_copied_after_a_step():
+    for node, name in ((SingleSpikeLIFNode(0.9), "leak"), (in_snntorch.SingleSpikeLeaky(0.9, init_hidden=True), "beta")):
+        parametrize.register_parametrization(node, name, Sigmoid())
+        x = torch.rand(2, 3, 4)
+        node(x)
+        twin = copy.deepcopy(node)
+        assert torch.equal(twin(x), node(x))
+        assert twin.parametrizations[name].original is not node.parametrizations[name].original
+
+
+def test_whole_numbers_of_numpy_are_taken():
+    node = SingleSpikeLIFNode(np.float32(0.9), np.float64(0.5), gamma=np.float32(0.3), per_channel=np.int64(3))
+    assert node(torch.rand(2, 2, 3)).shape == (2, 2, 3)
+    assert json.dumps([node.per_channel, node.gamma])
+    readout = SpikeTimeReadout(np.float64(0.5), beta=np.float32(0.2))(torch.rand(4, 2, 3))
+    assert HybridCrossEntropyLoss(ignore_index=np.int64(1))(readout, torch.tensor([0, 1])).isfinite()
 
 
 def test_a_readout_stepped_with_another_batch_is_named():

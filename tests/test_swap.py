@@ -195,7 +195,15 @@ def test_first_spikes_are_those_of_snntorch(x_seq):
     assert "only Leaky has a single-spike counterpart, not Synaptic" in text
 
 
-def test_a_network_without_neurons_is_named():
-    for function in (to_single_spike, to_single_spike_snntorch):
-        with pytest.raises(ValueError, match="net must hold a neuron of the host to exchange, got Linear without one"):
+def test_a_network_without_neurons_is_named_and_whose_it_holds():
+    for function, host in ((to_single_spike, "SpikingJelly"), (to_single_spike_snntorch, "snnTorch")):
+        with pytest.raises(ValueError, match=f"net must hold a neuron of {host} to exchange, got Linear without one$"):
             function(nn.Linear(3, 2))
+    with pytest.raises(
+        ValueError, match="a neuron of SpikingJelly .* but with snnTorch's: use to_single_spike of onespike.snn"
+    ):
+        to_single_spike(nn.Sequential(snn.Leaky(0.9, init_hidden=True)))
+    with pytest.raises(
+        ValueError, match="a neuron of snnTorch .* but with SpikingJelly's: use to_single_spike of onespike.spik"
+    ):
+        to_single_spike_snntorch(nn.Sequential(neuron.LIFNode()))

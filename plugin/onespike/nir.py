@@ -141,6 +141,7 @@ def layer_to_nir(name: str, module: nn.Module, shape: tuple[int, ...]) -> tuple[
     """Return a layer without state and the shape of what it gives."""
     twin = single_step_twin(name, module)
     kind = parametrize.type_before_parametrizations(twin)  # a subclass may compute anything else from the same settings
+    require_image(name, kind, shape)
     if kind in (nn.Conv2d, layer.Conv2d, nn.Linear, layer.Linear):
         if twin.bias is not None:
             raise ValueError(f"{name}: bias must be None, as everywhere in the method")
@@ -171,8 +172,14 @@ def layer_to_nir(name: str, module: nn.Module, shape: tuple[int, ...]) -> tuple[
     with torch.no_grad():
         try:
             return node, tuple(twin(torch.zeros(1, *shape)).shape[1:])
-        except RuntimeError as error:
+        except (RuntimeError, IndexError) as error:
             raise ValueError(f"{name}: {kind.__name__} does not take inputs of shape {list(shape)}: {error}") from error
+
+
+def require_image(name: str, kind: type, shape: tuple[int, ...]) -> None:
+    """Raise unless a layer that wants images gets one."""
+    if kind.__name__ in ("Conv2d", "AvgPool2d") and len(shape) != 3:
+        raise ValueError(f"{name}: {kind.__name__} takes [C, H, W], got {list(shape)}: input_shape is that of one image")
 
 
 def single_step_twin(name: str, module: nn.Module) -> Any:

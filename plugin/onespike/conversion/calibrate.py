@@ -50,8 +50,8 @@ def calibrate_thresholds(
         raise ValueError(f"images must hold at least one image, got shape {tuple(images.shape)}")
     if not 0 < percentile <= 100:
         raise ValueError(f"percentile must be in (0, 100], got {percentile}")
-    check_T(timesteps, name="timesteps")
-    check_T(batch_size, name="batch_size")
+    timesteps = check_T(timesteps, name="timesteps")
+    batch_size = check_T(batch_size, name="batch_size")
 
     modules = build_modules(layers, weights)
     for module in modules.values():

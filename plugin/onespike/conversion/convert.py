@@ -60,11 +60,11 @@ def convert(
         ConversionError: the ANN cannot be converted; the message names the module and the remedy.
         TypeError, ValueError: an argument leaves its range.
     """
-    check_T(T)
+    T = check_T(T)
     check_positive("threshold_scale", threshold_scale)
     if dropout is not None and not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1) or None, got {dropout}")
-    check_T(batch_size, name="batch_size")
+    batch_size = check_T(batch_size, name="batch_size")
     layers, weights = read_chain(ann)
     check_images(layers, images)
     if not len(images):

@@ -126,7 +126,7 @@ class SpikingNetwork(CopyableMemory):
         check_images(self.layers, images)
         if not len(images):
             raise ValueError(f"images must hold at least one image, got shape {tuple(images.shape)}")
-        check_T(batch_size, name="batch_size")
+        batch_size = check_T(batch_size, name="batch_size")
         device, modes = self.readout.v_threshold.device, {module: module.training for module in self.modules()}
         self.eval()
         try:

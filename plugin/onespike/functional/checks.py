@@ -91,7 +91,7 @@ def check_no_nan(result: Tensor, **sources: Tensor | None) -> None:
         return
     for name, source in sources.items():
         if source is not None and (missing := int(source.isnan().sum())):
-            raise NotFiniteError(f"{name} must not be NaN, got NaN in {missing} of {source.numel()} values")
+            raise NotFiniteError(f"{name} must be finite, got NaN in {missing} of {source.numel()} values")
 
 
 def check_leak(name: str, leak: Tensor) -> None:

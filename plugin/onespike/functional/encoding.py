@@ -70,8 +70,8 @@ def warn_outside(seen: tuple[float, float], low: Tensor, high: Tensor) -> None:
     sides = [side for side, beyond in (("below", seen[0] < lowest - slack), ("above", seen[1] > highest + slack)) if beyond]
     if sides and highest > lowest:
         warnings.warn(
-            f"x holds values {' and '.join(sides)} its intensity_range ({lowest:.4g}, {highest:.4g}), which count as the darkest "
-            "and the brightest: divide images in 0..255 by 255, and give the range of normalised ones "
+            f"x holds values {' and '.join(sides)} its intensity_range ({lowest:.4g}, {highest:.4g}), which clamp: "
+            "divide images in 0..255 by 255, and give the range of normalised ones "
             "(HybridEncoder.for_normalized(T, mean, std))",
             stacklevel=2,
         )

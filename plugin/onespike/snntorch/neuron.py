@@ -1,6 +1,7 @@
 """The single-spike LIF neuron as a snnTorch neuron."""
 
-from typing import Any
+import copy
+from typing import Any, Self
 
 import snntorch
 import torch
@@ -217,6 +218,12 @@ class SingleSpikeLeaky(Projected, snntorch.SpikingNeuron):
         """Leave the graph that computed the state behind: autograd's tensors refuse to be copied."""
         buffers = {name: None if buffer is None else buffer.detach() for name, buffer in self._buffers.items()}
         return self.__dict__ | {"_buffers": buffers, "mark": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy what `__getstate__` leaves: a parametrised neuron would be copied with its graph, or refuse to be."""
+        memo[id(self)] = twin = type(self).__new__(type(self))
+        twin.__dict__.update(copy.deepcopy(SingleSpikeLeaky.__getstate__(self), memo))
+        return twin
 
     def extra_repr(self) -> str:
         return (

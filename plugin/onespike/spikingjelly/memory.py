@@ -1,5 +1,6 @@
 """What onespike's stateful modules add to SpikingJelly's base class."""
 
+import copy
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -24,6 +25,12 @@ class CopyableMemory(base.MemoryModule):
         values = {name: detached(value) for name, value in self.__dict__.items()}
         values["_memories"] = {name: detached(value) for name, value in self._memories.items()}
         return values
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy what `__getstate__` leaves: a parametrised module would be copied with its graph, or refuse to be."""
+        memo[id(self)] = twin = type(self).__new__(type(self))
+        twin.__dict__.update(copy.deepcopy(CopyableMemory.__getstate__(self), memo))
+        return twin
 
 
 def detached(value: Any) -> Any:

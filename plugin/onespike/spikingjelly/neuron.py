@@ -102,12 +102,12 @@ class SingleSpikeLIFNode(Projected, CopyableMemory, neuron.BaseNode):
         check_positive("v_threshold", v_threshold)
         check_positive("gamma", gamma)
         if per_channel is not None:
-            check_T(per_channel, name="per_channel")
+            per_channel = check_T(per_channel, name="per_channel")
         shape = () if per_channel is None else (per_channel,)
         self.leak = nn.Parameter(torch.full(shape, leak), requires_grad=learn_leak)
         self.v_threshold = nn.Parameter(torch.full(shape, v_threshold), requires_grad=learn_threshold)
         self.set_floor(v_threshold)
-        self.gamma = gamma
+        self.gamma = float(gamma)
         self.single_spike = single_spike
         self.grad_after_spike = grad_after_spike
         self.temporal_gradient = temporal_gradient

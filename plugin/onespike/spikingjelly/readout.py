@@ -49,7 +49,7 @@ class SpikeTimeReadout(Projected, CopyableMemory):
             raise ValueError(f"time_gradient must be one of {TIME_GRADIENTS}, got {time_gradient!r}")
         self.v_threshold = nn.Parameter(torch.tensor(float(v_threshold)), requires_grad=learn_threshold)
         self.set_floor(v_threshold)
-        self.beta = beta
+        self.beta = float(beta)
         self.time_gradient = time_gradient
         self.step_mode = step_mode
         self.register_memory("x_seq", None)  # type: ignore[operator]
