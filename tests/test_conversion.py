@@ -26,8 +26,9 @@ from onespike.conversion import (
 from onespike.conversion import percentile as percentiles
 from onespike.conversion.percentile import nearest_percentile
 from onespike.conversion.spike_bits import SpikeBits
-from onespike.functional import hybrid_encode, predict
+from onespike.functional import hybrid_cross_entropy, hybrid_encode, predict
 from onespike.models import vgg
+from onespike.optim import parameter_groups
 from onespike.spikingjelly import DirectEncoder, HybridEncoder, SingleSpikeLIFNode, SpikeTimeReadout
 
 multi_spike = partial(SingleSpikeLIFNode, single_spike=False)

@@ -173,7 +173,7 @@ PER_CHANNEL = torch.zeros(3, 1, 1), torch.tensor([1.0, 2.0, 0.5]).view(3, 1, 1)
         (
             PIXELS * 255,
             (0.0, 1.0),
-            r"x holds values above its intensity_range \(0, 1\), which clamp: divide images in 0..255 by",
+            r"x holds values above its intensity_range \(0, 1\), which clamp: divide images in 0",
         ),
         ((PIXELS - 0.5) / 0.25, (0.0, 1.0), r"below and above its .*HybridEncoder\.for_normalized\(T, mean, std\)"),
         (-PIXELS, (0.0, 1.0), r"x holds values below its intensity_range \(0, 1\)"),

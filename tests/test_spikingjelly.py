@@ -615,7 +615,7 @@ def test_bad_settings_are_named(call, message):
     [
         (
             {"surrogate_function": surrogate.ATan()},
-            r"takes no surrogate_function, .* triangle of height gamma.*to_single_spike",
+            r"takes no surrogate_function, .*triangle of height gamma.*to_single",
         ),
         ({"detach_reset": False}, "takes no detach_reset, got detach_reset=False: its reset is detached, so leave it out, or"),
         ({"v_reset": 0.0}, "takes no v_reset, got v_reset=0.0: its reset subtracts the threshold, so leave it out, or"),

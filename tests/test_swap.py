@@ -199,11 +199,7 @@ def test_a_network_without_neurons_is_named_and_whose_it_holds():
     for function, host in ((to_single_spike, "SpikingJelly"), (to_single_spike_snntorch, "snnTorch")):
         with pytest.raises(ValueError, match=f"net must hold a neuron of {host} to exchange, got Linear without one$"):
             function(nn.Linear(3, 2))
-    with pytest.raises(
-        ValueError, match="a neuron of SpikingJelly .* but with snnTorch's: use to_single_spike of onespike.snn"
-    ):
+    with pytest.raises(ValueError, match=r"SpikingJelly .* but with snnTorch's: use to_single_spike of onespike\.snntorch"):
         to_single_spike(nn.Sequential(snn.Leaky(0.9, init_hidden=True)))
-    with pytest.raises(
-        ValueError, match="a neuron of snnTorch .* but with SpikingJelly's: use to_single_spike of onespike.spik"
-    ):
+    with pytest.raises(ValueError, match=r"snnTorch .* but with SpikingJelly's: use to_single_spike of onespike\.spikingjelly"):
         to_single_spike_snntorch(nn.Sequential(neuron.LIFNode()))
