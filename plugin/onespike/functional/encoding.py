@@ -29,8 +29,7 @@ def spike_times(x: Tensor, T: int, *, intensity_range: IntensityRange) -> Tensor
     Equation:
         T_i = floor(T - (T - 2) * (I_i - Imin) / (Imax - Imin) + 1/2), clamped to [2, T]
 
-    Ties round up. Intensities outside the range clamp, with a warning if they are on a CPU and far outside; where
-    Imax == Imin, T_i = T.
+    Ties round up. Intensities outside the range clamp; where Imax == Imin, T_i = T.
 
     Args:
         x: intensities, [N, *], floating point, in any unit that `intensity_range` shares.
@@ -48,33 +47,42 @@ def spike_times(x: Tensor, T: int, *, intensity_range: IntensityRange) -> Tensor
     return _spike_times(x, T, intensity_range).long()
 
 
-def _spike_times(x: Tensor, T: int, intensity_range: IntensityRange) -> Tensor:
+def _spike_times(x: Tensor, T: int, intensity_range: IntensityRange, watch: "RangeWatch | None" = None) -> Tensor:
     """Do the work of `spike_times`; return whole numbers in the dtype of x, float32 at least."""
     T = check_T(T, 2)
     check_floating("x", x, 1, "[N, *]")
     seen = check_finite("x", x)
     x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
     low, high = range_of(x, intensity_range)
-    if seen is not None and not isinstance(intensity_range, str):
-        warn_outside(seen, low, high)
+    if watch is not None and seen is not None and not isinstance(intensity_range, str):
+        watch.look(seen, low, high)
     span = high - low
     span = span.masked_fill(span <= 0, inf)  # without a range every pixel counts as dark
     brightness = (x - low).div_(span).clamp_(0, 1)
     return brightness.mul_(2 - T).add_(T).add_(0.5).floor_()
 
 
-def warn_outside(seen: tuple[float, float], low: Tensor, high: Tensor) -> None:
-    """Warn if intensities of these extremes lie beyond a range by more than a share of it; once, as Python does it."""
-    lowest, highest = low.min().item(), high.max().item()
-    slack = SLACK * (highest - lowest)
-    sides = [side for side, beyond in (("below", seen[0] < lowest - slack), ("above", seen[1] > highest + slack)) if beyond]
-    if sides and highest > lowest:
-        warnings.warn(
-            f"x holds values {' and '.join(sides)} its intensity_range ({lowest:.4g}, {highest:.4g}), which clamp: "
-            "divide images in 0..255 by 255, and give the range of normalised ones "
-            "(HybridEncoder.for_normalized(T, mean, std))",
-            stacklevel=2,
-        )
+class RangeWatch:
+    """Warns, once, of intensities that lie outside of their range by more than augmented or resized images do."""
+
+    def __init__(self) -> None:
+        self.told = False
+
+    def look(self, seen: tuple[float, float], low: Tensor, high: Tensor) -> None:
+        """Look at the smallest and the largest intensity of a batch."""
+        if self.told:
+            return
+        lowest, highest = low.min().item(), high.max().item()
+        slack = SLACK * (highest - lowest)
+        sides = [side for side, beyond in (("below", lowest - slack > seen[0]), ("above", highest + slack < seen[1])) if beyond]
+        if sides and highest > lowest:
+            self.told = True
+            warnings.warn(
+                f"x holds values {' and '.join(sides)} its intensity_range ({lowest:.4g}, {highest:.4g}), from "
+                f"{seen[0]:.4g} to {seen[1]:.4g}, which clamp: divide images in 0..255 by 255, and give the range of normalised ones "
+                "(HybridEncoder.for_normalized(T, mean, std))",
+                stacklevel=2,
+            )
 
 
 def hybrid_encode(x: Tensor, T: int, *, intensity_range: IntensityRange) -> Tensor:
@@ -96,13 +104,18 @@ def hybrid_encode(x: Tensor, T: int, *, intensity_range: IntensityRange) -> Tens
     Raises:
         TypeError, ValueError: as `spike_times`, with T >= 1.
     """
+    return encode(x, T, intensity_range)
+
+
+def encode(x: Tensor, T: int, intensity_range: IntensityRange, watch: RangeWatch | None = None) -> Tensor:
+    """Do the work of `hybrid_encode`, and let `watch` look at the intensities if they are on a CPU."""
     T = check_T(T)
     if T == 1:
         check_floating("x", x, 1, "[N, *]")
         check_finite("x", x)
         parse_range(intensity_range)
         return x.unsqueeze(0)
-    times = _spike_times(x, T, intensity_range)
+    times = _spike_times(x, T, intensity_range, watch)
     channels_last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     if channels_last:
         x, times = x.permute(0, 2, 3, 1), times.permute(0, 2, 3, 1)

@@ -2,13 +2,13 @@
 
 from torch import Tensor
 
-from onespike.functional import hybrid_cross_entropy, hybrid_encode, predict
-from onespike.functional.encoding import IntensityRange
+from onespike.functional import hybrid_cross_entropy, predict
+from onespike.functional.encoding import IntensityRange, RangeWatch, encode
 from onespike.functional.readout import check_loss_settings, check_readout
 from onespike.functional.sequences import Presenter
 
-PRESENTER = Presenter()
-"""Of all sequences that `hybrid` makes."""
+PRESENTER, WATCH = Presenter(), RangeWatch()
+"""Of all that `hybrid` encodes."""
 
 
 def hybrid(data: Tensor, num_steps: int, *, intensity_range: IntensityRange) -> Tensor:
@@ -28,7 +28,7 @@ def hybrid(data: Tensor, num_steps: int, *, intensity_range: IntensityRange) -> 
         TypeError, ValueError: as `onespike.functional.hybrid_encode`.
     """
     PRESENTER.present()
-    return hybrid_encode(data, num_steps, intensity_range=intensity_range)
+    return encode(data, num_steps, intensity_range, WATCH)
 
 
 class ce_spike_time_potential_loss:  # noqa: N801, the host's style

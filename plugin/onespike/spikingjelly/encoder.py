@@ -7,9 +7,8 @@ import torch
 from spikingjelly.activation_based import base
 from torch import Tensor, nn
 
-from onespike.functional import hybrid_encode
 from onespike.functional.checks import check_floating, check_positive, check_T, shown
-from onespike.functional.encoding import IntensityRange, parse_range
+from onespike.functional.encoding import IntensityRange, RangeWatch, encode, parse_range
 from onespike.functional.sequences import Presenter
 from onespike.spikingjelly.memory import CopyableMemory
 
@@ -19,7 +18,7 @@ class HybridEncoder(CopyableMemory):
 
     In step mode "m" it is stateless and maps x [N, *] to [T, N, *]. In mode "s" each call takes the same images
     x [N, *] and returns the next step's [N, *]; `reset_net` starts over. A range that is not the image's own is part of the
-    state dict, as `low` and `high`; so is a unit.
+    state dict, as `low` and `high`; so is a unit. Images far outside of the range are warned of, once, on a CPU.
 
     Args:
         T: number of time steps, at least 1.
@@ -59,7 +58,7 @@ class HybridEncoder(CopyableMemory):
         self.step_mode = step_mode
         self.analogue = analogue
         self.temporal = temporal
-        self.presenter = Presenter()
+        self.presenter, self.watch = Presenter(), RangeWatch()
         self.register_memory("t", 0)
         parsed = parse_range(intensity_range)
         self.own_range = parsed if isinstance(parsed, str) else None
@@ -128,11 +127,11 @@ class HybridEncoder(CopyableMemory):
     def multi_step_forward(self, x: Tensor) -> Tensor:
         """Map images [N, *] to the whole sequence [T, N, *]."""
         self.presenter.present()
-        return self.encode(x)
+        return self.encoded(x)
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encoded(self, x: Tensor) -> Tensor:
         """Do the work of `multi_step_forward`."""
-        x_seq = hybrid_encode(x, self.T, intensity_range=self.intensity_range)
+        x_seq = encode(x, self.T, self.intensity_range, self.watch)
         if self.analogue and self.temporal and self.unit is None:
             return x_seq
         frame, spikes = x_seq[:1], x_seq[1:]
@@ -147,7 +146,7 @@ class HybridEncoder(CopyableMemory):
 
     def multi_step_functional_forward(self, inputs: tuple[Tensor, ...], states: tuple[int]) -> tuple[tuple[Tensor], tuple[int]]:
         """Explicit-state form: ((x,), (t,)) -> ((x_seq,), (t,))."""
-        return (self.encode(inputs[0]),), states
+        return (self.encoded(inputs[0]),), states
 
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[int]
@@ -156,7 +155,7 @@ class HybridEncoder(CopyableMemory):
         (t,) = states
         if t >= self.T:
             raise RuntimeError(f"t must stay below T = {self.T} in step mode 's', got step {t + 1}: call reset_net first")
-        return (self.encode(inputs[0])[t],), (t + 1,)
+        return (self.encoded(inputs[0])[t],), (t + 1,)
 
     def extra_repr(self) -> str:
         bounds = self.own_range or f"({self.low.flatten().tolist()}, {self.high.flatten().tolist()})"
