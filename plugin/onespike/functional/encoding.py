@@ -79,8 +79,8 @@ class RangeWatch:
             self.told = True
             warnings.warn(
                 f"x holds values {' and '.join(sides)} its intensity_range ({lowest:.4g}, {highest:.4g}), from "
-                f"{seen[0]:.4g} to {seen[1]:.4g}, which clamp: divide images in 0..255 by 255, and give the range of normalised ones "
-                "(HybridEncoder.for_normalized(T, mean, std))",
+                f"{seen[0]:.4g} to {seen[1]:.4g}, which clamp: divide images in 0..255 by 255, and give the range of "
+                "normalised ones (HybridEncoder.for_normalized(T, mean, std))",
                 stacklevel=2,
             )
 
