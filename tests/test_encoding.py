@@ -173,7 +173,7 @@ PER_CHANNEL = torch.zeros(3, 1, 1), torch.tensor([1.0, 2.0, 0.5]).view(3, 1, 1)
         (
             PIXELS * 255,
             (0.0, 1.0),
-            r"x holds values above its intensity_range \(0, 1\), from 0 to 255, which clamp: div",
+            r"x holds values above its intensity_range \(0, 1\), 92 % of them, from 0 to 255, which clamp",
         ),
         ((PIXELS - 0.5) / 0.25, (0.0, 1.0), r"below and above its .*HybridEncoder\.for_normalized\(T, mean, std\)"),
         (-PIXELS, (0.0, 1.0), r"x holds values below its intensity_range \(0, 1\)"),
@@ -191,10 +191,13 @@ def test_images_far_outside_of_the_range_are_said_once(x, intensity_range, messa
     spike_times(x, 5, intensity_range=intensity_range)  # a function of tensors tells nothing
 
 
-@pytest.mark.parametrize("intensity_range", [(0.0, 1.0), PER_CHANNEL, "image", "image_channel"])
+@pytest.mark.parametrize("intensity_range", [(0.0, 1.0), "image", "image_channel"])
 def test_images_about_within_the_range_are_passed_over(intensity_range):
     HybridEncoder(5, intensity_range)(PIXELS * 1.15 - 0.07)
     HybridEncoder(5, (0.0, 255.0))(PIXELS * 255)
+    noisy = torch.rand(2, 3, 8, 8)
+    noisy[0, 0, 0, :5] = 7.0
+    HybridEncoder(5)(noisy)
     HybridEncoder(1, intensity_range)(PIXELS * 255)  # nothing clamps where there are no spikes
     HybridEncoder(5, "image")(PIXELS * 3)
     HybridEncoder(5, (0.5, 0.5))(PIXELS)

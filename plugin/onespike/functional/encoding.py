@@ -17,8 +17,8 @@ from onespike.functional.checks import (
 )
 
 IntensityRange = str | tuple[float | Tensor, float | Tensor]
-SLACK = 0.1
-"""Share of a range by which intensities may lie outside of it, as those of augmented or resized images do."""
+SLACK, FEW = 0.1, 0.05
+"""Share of its range by which an intensity may lie outside of it, and share of intensities that may lie further outside."""
 FIRST_OWN_DIM = {"image": 1, "image_channel": 2}
 """The first dimension that lies within what has a range of its own."""
 
@@ -55,7 +55,7 @@ def _spike_times(x: Tensor, T: int, intensity_range: IntensityRange, watch: "Ran
     x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
     low, high = range_of(x, intensity_range)
     if watch is not None and seen is not None and not isinstance(intensity_range, str):
-        watch.look(seen, low, high)
+        watch.look(x, seen, low, high)
     span = high - low
     span = span.masked_fill(span <= 0, inf)  # without a range every pixel counts as dark
     brightness = (x - low).div_(span).clamp_(0, 1)
@@ -63,26 +63,29 @@ def _spike_times(x: Tensor, T: int, intensity_range: IntensityRange, watch: "Ran
 
 
 class RangeWatch:
-    """Warns, once, of intensities that lie outside of their range by more than augmented or resized images do."""
+    """Warns, once, of images of which many intensities lie outside of their range; a few are let be, as noise leaves them."""
 
     def __init__(self) -> None:
         self.told = False
 
-    def look(self, seen: tuple[float, float], low: Tensor, high: Tensor) -> None:
-        """Look at the smallest and the largest intensity of a batch."""
-        if self.told:
-            return
+    def look(self, x: Tensor, seen: tuple[float, float], low: Tensor, high: Tensor) -> None:
+        """Look at a batch and its extremes."""
         lowest, highest = low.min().item(), high.max().item()
-        slack = SLACK * (highest - lowest)
-        sides = [side for side, beyond in (("below", lowest - slack > seen[0]), ("above", highest + slack < seen[1])) if beyond]
-        if sides and highest > lowest:
-            self.told = True
-            warnings.warn(
-                f"x holds values {' and '.join(sides)} its intensity_range ({lowest:.4g}, {highest:.4g}), from "
-                f"{seen[0]:.4g} to {seen[1]:.4g}, which clamp: divide images in 0..255 by 255, and give the range of "
-                "normalised ones (HybridEncoder.for_normalized(T, mean, std))",
-                stacklevel=2,
-            )
+        if self.told or not lowest < highest or lowest <= seen[0] <= seen[1] <= highest:
+            return
+        slack = SLACK * (high - low)
+        beyond = {"below": x < low - slack, "above": x > high + slack}
+        share = sum(outside.float().mean().item() for outside in beyond.values())
+        if share <= FEW:
+            return
+        self.told = True
+        sides = " and ".join(side for side, outside in beyond.items() if outside.any())
+        warnings.warn(
+            f"x holds values {sides} its intensity_range ({lowest:.4g}, {highest:.4g}), {100 * share:.0f} % of them, from "
+            f"{seen[0]:.4g} to {seen[1]:.4g}, which clamp: divide images in 0..255 by 255, and give the range of normalised "
+            "ones (HybridEncoder.for_normalized(T, mean, std))",
+            stacklevel=2,
+        )
 
 
 def hybrid_encode(x: Tensor, T: int, *, intensity_range: IntensityRange) -> Tensor:
