@@ -70,8 +70,10 @@ class RangeWatch:
 
     def look(self, x: Tensor, seen: tuple[float, float], low: Tensor, high: Tensor) -> None:
         """Look at a batch and its extremes."""
+        if self.told:
+            return
         lowest, highest = low.min().item(), high.max().item()
-        if self.told or not lowest < highest or lowest <= seen[0] <= seen[1] <= highest:
+        if lowest == highest or lowest <= seen[0] <= seen[1] <= highest:
             return
         slack = SLACK * (high - low)
         beyond = {"below": x < low - slack, "above": x > high + slack}
