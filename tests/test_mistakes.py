@@ -182,10 +182,14 @@ def test_a_sequence_in_chunks_is_no_forgotten_reset():
 
 
 def test_neurons_that_have_all_fired_are_noticed_where_looking_is_free():
-    node, loud = SingleSpikeLIFNode(v_threshold=0.1), torch.ones(T, 3, 4)
+    node, loud = SingleSpikeLIFNode(v_threshold=0.1), torch.ones(T, 3, 16)
     (message,) = told(lambda: [node(loud) for _ in range(3)])
-    assert "all neurons of a layer (3, 4) have fired before this call" in message
+    assert "all neurons of a layer (3, 16) have fired before this call" in message
     assert told(lambda: [SingleSpikeLIFNode(v_threshold=0.1, single_spike=False)(loud) for _ in range(3)]) == []
+    chunks = SingleSpikeLIFNode(v_threshold=0.1)
+    assert told(lambda: [chunks(loud[:2]), chunks(loud[2:])]) == []
+    few = SingleSpikeLIFNode(v_threshold=0.1)
+    assert told(lambda: [few(loud[..., :4]) for _ in range(3)]) == []
     steps = SingleSpikeLIFNode(v_threshold=0.1, step_mode="s")
     assert told(lambda: [steps(loud[0]) for _ in range(3)]) == []
 

@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 
 
+MANY = 32
+"""Neurons of a layer that do not all fire in a part of a sequence, as a few may."""
+
+
 class Presenter:
     """What presents whole sequences, such as an encoder."""
 
@@ -36,20 +40,22 @@ class Remembered:
 
     def __init__(self) -> None:
         self.sequence: tuple[Presenter | None, int] = (None, 0)
+        self.steps = 0
         self.told = False
 
-    def go_on(self, fired: Any, remedy: str, *, whole: bool) -> None:
+    def go_on(self, fired: Any, remedy: str, steps: int = 0) -> None:
         """Warn, once, if the neuron goes on from the state of an earlier sequence.
 
         It does so if its presenter has begun another one since, which costs no look at a tensor. On a CPU also if all neurons
-        have fired before a call of many steps, where nothing but a reset makes any fire again.
+        have fired before a call of as many steps as the one before, where nothing but a reset makes any fire again.
 
         Args:
             fired: the state, [N, *]; anything but a tensor after a reset.
             remedy: the call that resets.
-            whole: whether the call takes many steps.
+            steps: how many steps the call takes; 0 where each is a call.
         """
         before, self.sequence = self.sequence, under_way.sequence
+        same, self.steps = steps and steps == self.steps, steps
         if not isinstance(fired, Tensor):
             return
         presenter = self.sequence[0]
@@ -61,7 +67,7 @@ class Remembered:
                     f"Call {remedy} before each sequence",
                     stacklevel=2,
                 )
-        elif whole and not self.told and fired.device.type == "cpu" and fired.numel() and fired.view(torch.uint8).amin():
+        elif same and not self.told and fired.device.type == "cpu" and fired.numel() >= MANY and fired.view(torch.uint8).amin():
             self.told = True
             warnings.warn(
                 f"all neurons of a layer {tuple(fired.shape)} have fired before this call, so none can in it: if a sequence "

@@ -186,7 +186,7 @@ class SingleSpikeLeaky(Projected, snntorch.SpikingNeuron):
         spk, mem, fired, _ = self._run(input_.unsqueeze(0), state, name="input_")
         if self.init_hidden:
             if self.single_spike and not torch.compiler.is_compiling():
-                self.remembered.go_on(state and state.fired, "onespike.snntorch.reset(net)", whole=False)
+                self.remembered.go_on(state and state.fired, "onespike.snntorch.reset(net)")
             self.fired, self.mem = fired, mem
             if not self.output:
                 return spk[0]

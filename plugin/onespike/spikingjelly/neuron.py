@@ -165,7 +165,7 @@ class SingleSpikeLIFNode(Projected, CopyableMemory, neuron.BaseNode):
             states = memories["v"], memories["fired"]
             s_seq, memories["v"], memories["fired"], v_seq = self._run(x_seq, states, trace=trace)
             if self.single_spike and not torch.compiler.is_compiling():
-                self.remembered.go_on(states[1], "functional.reset_net(net)", whole=True)
+                self.remembered.go_on(states[1], "functional.reset_net(net)", len(x_seq))
         else:
             s_seq, _, _, v_seq = self._run(x_seq, None, keep_state=False, trace=trace)
         if trace:
