@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 MANY = 32
 """Neurons of a layer that do not all fire in a part of a sequence, as a few may."""
 
