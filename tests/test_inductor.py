@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from onespike.functional import BackendUnavailableError, LIFState, backends, single_spike_lif, why_unavailable
 from onespike.functional.backends import AUTO_COMPILES_FROM, resolve_backend
 from onespike.functional.lif import plan_of, planned
-from onespike.kernels import inductor
+from onespike.kernels import inductor, steps
 from onespike.kernels.compiled import compiler_options
 from onespike.kernels.plan import Switches
 from onespike.kernels.reference import single_spike_lif_ref
@@ -284,9 +284,9 @@ assert torch.equal(*(torch.autograd.grad(out.sum(), x)[0] for out in outputs))
 
 def test_one_kernel_each_way():
     x_seq, grad_s_seq, leak, v_threshold = draw(5, 2**15), draw(5, 2**15), torch.tensor(0.9), torch.tensor(0.8)
-    forward = (inductor.forward_steps, (x_seq, leak, v_threshold, None, None, None, None, True, True, False, True))
+    forward = (steps.forward_steps, (x_seq, leak, v_threshold, None, None, None, None, True, True, False, True))
     gradients = (None, leak, v_threshold, None, None, None, torch.tensor(0.3), None)
-    backward = (inductor.backward_steps, (x_seq, grad_s_seq, *gradients, True, True, True))
+    backward = (steps.backward_steps, (x_seq, grad_s_seq, *gradients, True, True, True))
     with fresh_cache():
         for body, arguments in (forward, backward):
             metrics.reset()

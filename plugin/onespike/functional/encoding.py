@@ -14,6 +14,7 @@ from onespike.functional.checks import (
     check_T,
     extremes,
 )
+from onespike.kernels.reference import state_dtype
 
 IntensityRange = str | tuple[float | Tensor, float | Tensor]
 FIRST_OWN_DIM = {"image": 1, "image_channel": 2}
@@ -49,7 +50,7 @@ def _spike_times(x: Tensor, T: int, intensity_range: IntensityRange) -> Tensor:
     T = check_T(T, 2)
     check_floating("x", x, 1, "[N, *]")
     check_finite("x", x)
-    x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    x = x.detach().to(state_dtype(x.dtype))
     low, high = range_of(x, intensity_range)
     span = high - low
     span = span.masked_fill(span <= 0, inf)  # without a range every pixel counts as dark
