@@ -155,6 +155,12 @@ def test_two_calls_of_a_node_without_a_reset_are_refused():
         export(Twice(), torch.rand(5, N, 3))
 
 
+def test_a_hidden_state_of_snntorch_that_a_program_loses_is_said():
+    node = in_snntorch.SingleSpikeLeaky(init_hidden=True)
+    with pytest.warns(UserWarning, match="init_hidden=True keeps is lost between the calls of an exported program"):
+        export(node, torch.rand(N, 3))
+
+
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"leak must be 0-d or broadcastable"):
         export(SingleSpikeLIFNode(per_channel=2), torch.rand(5, N, 3))

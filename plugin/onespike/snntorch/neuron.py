@@ -1,5 +1,6 @@
 """The single-spike LIF neuron as a snnTorch neuron."""
 
+import warnings
 from typing import Any
 
 import snntorch
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from onespike.functional.backends import check_backend
-from onespike.functional.checks import as_number, check_positive, shown
+from onespike.functional.checks import as_number, check_positive, is_exported, shown
 from onespike.functional.lif import LIFState, Switches, lif, project_parameters
 
 
@@ -151,6 +152,12 @@ class SingleSpikeLeaky(snntorch.SpikingNeuron):
             state = LIFState(mem, fired)
         spk, mem, fired, _ = self._run(input_.unsqueeze(0), state)
         if self.init_hidden:
+            if is_exported():
+                warnings.warn(
+                    "the state that init_hidden=True keeps is lost between the calls of an exported program: export a loop "
+                    "over all the steps, or pass fired and mem",
+                    stacklevel=2,
+                )
             self.fired, self.mem = fired, mem
             if not self.output:
                 return spk[0]
