@@ -3,6 +3,7 @@
 import copy
 import functools
 import os
+import shutil
 import subprocess
 import sys
 import weakref
@@ -367,12 +368,53 @@ def test_the_membrane_trace_and_its_gradient_are_the_same(T, five_steps_at_once)
 
 def test_without_a_compiler_it_says_so(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(backends, "USABLE", set())
+    backends.compiles_on_cpu.cache_clear()
     (reason,) = why_unavailable("inductor", "cpu")
     assert "C++ compiler" in reason
     with pytest.raises(BackendUnavailableError, match=r"needs a C\+\+ compiler: apt-get install g\+\+"):
         inductor_lif(draw(5, 3), 0.9, 0.8)
     assert resolve_backend("auto", "cpu", AUTO_COMPILES_FROM) == "torch"
+    backends.compiles_on_cpu.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("kind", "gist"),
+    [
+        ("without headers", "fatal error: "),
+        ("that cannot write", "No such file or directory: '/proc"),
+    ],
+)
+def test_a_compiler_that_fails_is_a_reason_to_fall_back_and_an_error_by_name(kind, gist, tmp_path):
+    """In a process of its own, where nothing is compiled yet."""
+    code = f"""
+import warnings, torch
+from onespike.functional import single_spike_lif, why_unavailable
+from onespike.functional.backends import AUTO_COMPILES_FROM
+x = torch.rand(2, AUTO_COMPILES_FROM // 2)
+expected = single_spike_lif(x, 0.9, 0.8, backend="torch").s_seq
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    for layer in (x, torch.cat([x, x])):
+        assert torch.equal(single_spike_lif(layer, 0.9, 0.8).s_seq[:2], expected)
+(told,) = [str(one.message) for one in told if "auto" in str(one.message)]
+assert 'backend "auto" takes "torch"' in told and "apt-get install" in told and {gist!r} in told, told
+try:
+    single_spike_lif(x, 0.9, 0.8, backend="inductor")
+except RuntimeError as error:
+    assert type(error).__name__ == "BackendUnavailableError" and {gist!r} in str(error), error
+else:
+    raise SystemExit("it ran")
+"""
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    if kind == "that cannot write":
+        environment["TORCHINDUCTOR_CACHE_DIR"] = "/proc/nowhere"
+    else:
+        compiler = tmp_path / "c++"
+        compiler.write_text(f'#!/bin/sh\nexec {shutil.which("g++")} -nostdinc "$@"\n')
+        compiler.chmod(0o755)
+        environment["CXX"] = str(compiler)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_other_devices_are_refused():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from onespike.functional.backends import KERNELS, resolve_backend
+from onespike.functional.backends import KERNELS, check_backend, resolve_backend
 from onespike.functional.checks import (
     broadcasts,
     check_floating,
@@ -126,8 +126,8 @@ def lif(
         check_no_tangent(*trained)
         if is_exported():
             return lif_in_plain_operators(x_seq, leak, v_threshold, v, fired, switches, trace=trace)
-        name = resolve_backend(backend, x_seq.device.type, x_seq.numel(), x_seq.dtype)
-        return torch.ops.onespike.single_spike_lif(x_seq, leak, v_threshold, v, fired, *switches, trace, name)
+        check_backend(backend)  # which "auto" stands for is seen when it runs: sizes may be symbols here
+        return torch.ops.onespike.single_spike_lif(x_seq, leak, v_threshold, v, fired, *switches, trace, backend)
     plan = plan_of(x_seq, leak, v_threshold, v, switches, backend, keep_state=keep_state, trace=trace)
     check_leak("leak", leak)
     check_threshold("v_threshold", v_threshold)

@@ -72,6 +72,16 @@ def program(body: Callable, threads: int, *kinds: Any) -> "Program":  # noqa: AR
     return Program(body, kinds)
 
 
+def try_compiler(device: torch.device) -> None:
+    """Compile and run the smallest function; raise whatever the compiler raises."""
+    compiled(next_number, torch.get_num_threads(), (torch.zeros(1, device=device),))
+
+
+def next_number(x: Tensor) -> tuple[Tensor]:
+    """Return x + 1."""
+    return (x + 1,)
+
+
 class Program:
     """A function compiled on an example of its arguments, so that its code does not hang on the size that came first.
 
