@@ -11,7 +11,6 @@ shape. Long sequences are taken in chunks, which write into slices of one result
 
 import functools
 import itertools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,9 +21,13 @@ from onespike.kernels.compiled import compiled
 from onespike.kernels.plan import Plan, Signature
 from onespike.kernels.steps import backward_steps, forward_steps
 
-MAX_UNROLLED = 10
+LONGEST_WHOLE = 11
 """Steps in one compiled function, whose loop over time is unrolled. More of them compile slowly, and read and write so many
 places at once that caches no longer hold them: 20 steps backward in one function take twice as long as in two of 10."""
+
+CHUNK = 8
+FIRST_CHUNKS = ((), (4, 5), (5, 5), (4, 5, 5, 5), (4,), (5,), (4, 5, 5), (5, 5, 5))
+"""Longer sequences run in chunks of 8 steps after these, by the remainder of T / 8: functions for three lengths serve any T."""
 
 SUMS_INSIDE_FROM = 2**13
 """The M from which a loop also adds up over all neurons, in a fixed order, and so writes less. Up to 4096 inductor would
@@ -82,6 +85,8 @@ class InductorPlan(Plan):
         grad_s = torch.zeros_like(flat_x) if grad_s_seq is None else self.flat(self.laid(grad_s_seq))
         grad_trace = self.flat(self.laid(grad_v_seq))
         carried: Any = self.flat(self.laid(grad_v))
+        if carried is None and len(self.chunks) > 1:  # as with the state: all chunks shall run the same function
+            carried = torch.zeros(self.neurons, dtype=self.state_dtype, device=self.device)
         height = self.height(parameters[1])
         sums_inside = not self.per_neuron and self.device.type == "cpu" and self.neurons >= SUMS_INSIDE_FROM
         options = switches.grad_after_spike, switches.temporal_gradient, sums_inside
@@ -135,10 +140,12 @@ class InductorPlan(Plan):
 
 
 def chunks(steps: int) -> list[slice]:
-    """Cut so many steps into runs of nearly equal length, none above `MAX_UNROLLED`."""
-    count = math.ceil(steps / MAX_UNROLLED)
-    bounds = [steps * i // count for i in range(count + 1)]
-    return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
+    """Cut so many steps into chunks; the backward pass computes all but the last again, so the short ones come first."""
+    lengths = (steps,)
+    if steps > LONGEST_WHOLE:
+        first = FIRST_CHUNKS[steps % CHUNK]
+        lengths = (*first, *[CHUNK] * ((steps - sum(first)) // CHUNK))
+    return [slice(start, stop) for start, stop in itertools.pairwise(itertools.accumulate(lengths, initial=0))]
 
 
 def total(parts: list[Tensor], per_neuron: bool) -> Tensor:
