@@ -19,7 +19,7 @@ from onespike.models import vgg
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-ELSEWHERE = {"cuda_graphs.md", "event_cameras.md"}
+ELSEWHERE = {"cuda_graphs.md", "event_cameras.md", "export.md"}
 """Pages whose examples have tests of their own."""
 LINK = re.compile(r"(?<!`)\[(?:[^][]|\[[^][]*\])*\]\(([^()\s]+)\)")
 

@@ -20,7 +20,7 @@ from onespike.functional import (
 )
 from onespike.functional.checks import NotFiniteError
 from onespike.functional.lif import Switches, lif
-from onespike.kernels import eager, inductor
+from onespike.kernels import eager, steps
 
 SWITCHES = [
     dict(zip(("single_spike", "grad_after_spike", "temporal_gradient"), values, strict=True))
@@ -513,10 +513,10 @@ def test_off_the_cpu_spikes_of_nan_potentials_are_nan(single_spike):
     assert want.isnan().sum() == 5 + 3
     found = torch.empty_like(x_seq), torch.empty(33), torch.empty(33, dtype=torch.bool), None
     eager.forward_block(single_spike, True, x_seq, leak, threshold, *state, *found)
-    steps = inductor.forward_steps(
+    by_steps = steps.forward_steps(
         x_seq, leak, threshold, state.v, state.fired.byte(), None, None, single_spike, True, False, True, False, True
     )
-    for s_seq, v_last in (found[:2], (steps[0], steps[2])):
+    for s_seq, v_last in (found[:2], (by_steps[0], by_steps[2])):
         torch.testing.assert_close(s_seq, want, rtol=0, atol=0, equal_nan=True)
         torch.testing.assert_close(v_last, v_seq[-1], rtol=0, atol=0, equal_nan=True)
 

@@ -12,6 +12,7 @@ import torch
 from spikingjelly.activation_based import base, functional, layer, monitor, neuron, surrogate
 from spikingjelly.activation_based.model import spiking_resnet, spiking_vgg
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.nn.utils import parametrize
 
 from onespike import snntorch as in_snntorch
@@ -203,6 +204,34 @@ def test_explicit_state_form_is_pure_and_equal(images, step_mode):
     assert base.extract_memories(net) == before
     with pytest.raises(ValueError, match=r"expected .* states"):
         forward((images,), states[:-1])
+
+
+@pytest.mark.parametrize("intensity_range", [(0.0, 1.0), "image"])
+def test_step_by_step_a_network_does_not_compile_anew_at_every_step(images, intensity_range):
+    torch.compiler.reset()
+    steps = 12
+    net = nn.Sequential(
+        HybridEncoder(steps, intensity_range),
+        layer.Flatten(),
+        layer.Linear(images[0].numel(), 10, bias=False),
+        SingleSpikeLIFNode(v_threshold=0.1, store_v_seq=True),
+        SpikeTimeReadout(0.1),
+    )
+    functional.set_step_mode(net, "s")
+    expected = [net(images) for _ in range(steps)]
+    counter = CompileCounter()
+    compiled = torch.compile(net, fullgraph=True, backend=counter)
+    for _ in range(2):
+        functional.reset_net(net)
+        found = [compiled(images) for _ in range(steps)]
+    assert counter.frame_count <= 3  # from a reset, from a state, and from one of any number of recorded steps
+    assert net[0].t == steps
+    for got, want in zip(found, expected, strict=True):
+        assert torch.equal(got.potential, want.potential)
+        assert torch.equal(got.spike_time, want.spike_time)
+    for too_far in (compiled, net):
+        with pytest.raises(RuntimeError, match=f"t must stay below T = {steps} in step mode 's'.*call reset_net first"):
+            too_far(images)
 
 
 def test_a_network_compiles_without_a_graph_break(images):

@@ -56,6 +56,10 @@ class SpikingNetwork(CopyableMemory):
         check_T(value)
         self.encoder.T = value  # type: ignore[assignment]
 
+    def forward(self, x: Tensor) -> Readout:
+        """Present images [N, *]: a whole sequence in step mode "m", one step in mode "s"."""
+        return super().forward(x)
+
     def multi_step_forward(self, x: Tensor) -> Readout:
         """Present images [N, *] for T steps; a RuntimeError unless the whole network is in step mode "m"."""
         return self.readout(self.currents(x))

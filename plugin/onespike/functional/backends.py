@@ -3,8 +3,12 @@
 import functools
 import importlib
 import importlib.util
+import os
 import shutil
+import sys
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -120,15 +124,24 @@ def resolve_backend(backend: str, device_type: str, elements: int = 0, dtype: to
     if backend == "auto":
         if device_type == "cuda" and dtype != torch.float64:
             return fastest_on_cuda()
-        worthwhile = device_type == "cpu" and elements >= AUTO_COMPILES_FROM
-        return "inductor" if worthwhile and not obstacles("inductor", device_type) else "torch"
-    reasons = obstacles(backend, device_type)
+        return "inductor" if device_type == "cpu" and elements >= AUTO_COMPILES_FROM and compiles_on_cpu() else "torch"
+    reasons = why_unavailable(backend, device_type)
     if reasons:
         raise BackendUnavailableError(f'backend "{backend}" cannot run on "{device_type}": ' + "; ".join(reasons))
     return backend
 
 
-@torch.compiler.assume_constant_result
+@functools.cache
+def compiles_on_cpu() -> bool:
+    """Whether "auto" may take "inductor" on a CPU; warn, once, where there is a compiler that does not work."""
+    if inductor_is_missing("cpu"):
+        return False
+    reasons = compiler_fails("cpu")
+    if reasons:
+        warnings.warn(f'backend "auto" takes "torch", which is slower for large layers: {"; ".join(reasons)}', stacklevel=2)
+    return not reasons
+
+
 @functools.cache
 def fastest_on_cuda() -> str:
     """Name the first of `AUTO_ON_CUDA` that runs a neuron on the current device; warn, once, where that is none."""
@@ -154,33 +167,42 @@ def failures(backend: str, device: str) -> list[str]:
     return []
 
 
-USABLE: set[tuple[str, str]] = set()
-"""Backends that were found to run on a kind of device: the search takes as long as a small layer."""
-
-
-@torch.compiler.assume_constant_result
-def obstacles(backend: str, device_type: str) -> list[str]:
-    """Do the work of `why_unavailable`, as a constant where torch.compile traces: it could not follow the search."""
-    if (backend, device_type) in USABLE:
-        return []
-    reasons = why_unavailable(backend, device_type)
-    if not reasons:
-        USABLE.add((backend, device_type))
-    return reasons
-
-
 def inductor_obstacles(device: torch.device) -> list[str]:
-    """List what torch.compile lacks to generate code for `device`."""
-    from torch._inductor import config  # noqa: PLC0415  (slow, seldom needed)
-
-    reasons = []
+    """List what torch.compile lacks to generate code for `device`: a part that is not there, or one that does not work."""
     if device.type not in ("cpu", "cuda"):
-        reasons.append(f'backend "inductor" runs on CPU and CUDA devices, got device "{device}"')
-    if device.type == "cpu" and not any(name and shutil.which(name) for name in config.cpp.cxx):
+        return [f'backend "inductor" runs on CPU and CUDA devices, got device "{device}"']
+    return inductor_is_missing(device.type) or compiler_fails(device.type)
+
+
+def inductor_is_missing(device_type: str) -> list[str]:
+    """List the parts that torch.compile has to have, and has not."""
+    reasons = []
+    if device_type == "cpu" and not any(name and shutil.which(name) for name in compilers()):
         reasons.append("torch.compile needs a C++ compiler: apt-get install g++ (or set the variable CXX to one)")
-    if device.type == "cuda":
+    if device_type == "cuda":
         if not torch.cuda.is_available():
             reasons.append("torch finds no CUDA device")
         if importlib.util.find_spec("triton") is None:
             reasons.append("torch.compile needs Triton on CUDA devices: pip install triton")
     return reasons
+
+
+def compilers() -> Sequence[str | None]:
+    """Name the C++ compilers that torch.compile looks for: its setting, which is slow to import, or what that begins as."""
+    config: Any = sys.modules.get("torch._inductor.config")
+    return config.cpp.cxx if config else [os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")]
+
+
+@functools.cache
+def compiler_fails(device_type: str) -> list[str]:
+    """Compile the smallest function, once, and say what went wrong: a compiler that is there need not work."""
+    try:
+        importlib.import_module("onespike.kernels.compiled").try_compiler(torch.device(device_type))
+    except Exception as error:  # a compiler's errors have no common base
+        lines = [line for line in str(error).splitlines() if line]
+        gist = next((line for line in lines if "error: " in line), lines[0] if lines else "")
+        return [
+            f"torch.compile cannot compile here ({type(error).__name__}: {gist}): apt-get install g++ python3-dev, or set CXX "
+            "to another compiler, TORCHINDUCTOR_CACHE_DIR to a folder that can be written"
+        ]
+    return []

@@ -136,6 +136,13 @@ def is_traced(x: Tensor) -> bool:
     )
 
 
+def is_exported() -> bool:
+    """Whether `torch.export` records a program, to be run elsewhere."""
+    if hasattr(torch.compiler, "is_exporting"):
+        return torch.compiler.is_exporting()
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()  # torch 2.6
+
+
 def is_transformed(x: Tensor) -> bool:
     """Whether a transform of `torch.func`, a batch of gradients or forward-mode differentiation is at work."""
     return not torch.compiler.is_compiling() and (
@@ -157,6 +164,5 @@ def as_operand(value: Any, dtype: torch.dtype, device: torch.device | None) -> T
 
 def broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
     """Whether `shape` broadcasts to the shape `to` without enlarging it."""
-    return len(shape) <= len(to) and all(
-        size in (1, wanted) for size, wanted in zip(reversed(shape), reversed(to), strict=False)
-    )
+    missing = len(to) - len(shape)
+    return missing >= 0 and all(size in (1, wanted) for size, wanted in zip(shape, to[missing:], strict=True))

@@ -15,6 +15,7 @@ from onespike.functional.checks import (
     check_T,
     extremes,
 )
+from onespike.kernels.reference import state_dtype
 
 IntensityRange = str | tuple[float | Tensor, float | Tensor]
 SLACK, FEW = 0.1, 0.05
@@ -52,7 +53,7 @@ def _spike_times(x: Tensor, T: int, intensity_range: IntensityRange, watch: "Ran
     T = check_T(T, 2)
     check_floating("x", x, 1, "[N, *]")
     seen = check_finite("x", x)
-    x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    x = x.detach().to(state_dtype(x.dtype))
     low, high = range_of(x, intensity_range)
     if watch is not None and seen is not None and not isinstance(intensity_range, str):
         watch.look(x, seen, low, high)

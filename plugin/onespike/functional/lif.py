@@ -1,5 +1,6 @@
 """The leaky integrate-and-fire neuron that fires at most once, as a pure function (eqs. 6-8, 19-23)."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import import_module
 from math import prod
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from onespike.functional.backends import KERNELS, resolve_backend
+from onespike.functional.backends import KERNELS, check_backend, resolve_backend
 from onespike.functional.checks import (
     NotFiniteError,
     broadcasts,
@@ -18,15 +19,19 @@ from onespike.functional.checks import (
     check_positive,
     check_threshold,
     extremes,
+    is_exported,
     is_traced,
 )
+from onespike.functional.records import saved_by_torch
 from onespike.kernels.plan import Plan, PotentialError, Signature, Switches
 from onespike.kernels.reference import state_dtype
+from onespike.kernels.steps import forward_steps
 
 NAMES = "x_seq", "leak", "v_threshold"
 """What errors call them."""
 
 
+@saved_by_torch
 class LIFState(NamedTuple):
     """What a neuron carries from one step to the next.
 
@@ -39,6 +44,7 @@ class LIFState(NamedTuple):
     fired: Tensor
 
 
+@saved_by_torch
 class SingleSpikeLIFOutput(NamedTuple):
     """Spikes and final state of `single_spike_lif`.
 
@@ -123,8 +129,10 @@ def lif(
     trained = (x_seq, leak, v_threshold) if v is None else (x_seq, leak, v_threshold, v)
     if is_traced(x_seq):
         check_no_tangent(*trained)
-        name = resolve_backend(backend, x_seq.device.type, x_seq.numel(), x_seq.dtype)
-        return torch.ops.onespike.single_spike_lif(x_seq, leak, v_threshold, v, fired, *switches, trace, name)
+        if is_exported():
+            return lif_in_plain_operators(x_seq, leak, v_threshold, v, fired, switches, trace=trace)
+        check_backend(backend)  # which "auto" stands for is seen when it runs: sizes may be symbols here
+        return torch.ops.onespike.single_spike_lif(x_seq, leak, v_threshold, v, fired, *switches, trace, backend)
     plan = plan_of(x_seq, leak, v_threshold, v, switches, backend, keep_state=keep_state, trace=trace)
     check_leak(names[1], leak)
     check_threshold(names[2], v_threshold)
@@ -136,6 +144,27 @@ def lif(
         return plan.forward(x_seq, leak, v_threshold, v, fired)
     except PotentialError:
         raise not_finite(names[0], x_seq, v) from None
+
+
+def lif_in_plain_operators(
+    x_seq: Tensor,
+    leak: Tensor,
+    v_threshold: Tensor,
+    v: Tensor | None,
+    fired: Tensor | None,
+    switches: Switches,
+    *,
+    trace: bool,
+) -> tuple[Tensor, Any, Any, Any]:
+    """Do what an export records: it needs no operator of ours where it runs, and its spikes have no gradient."""
+    check_fits(x_seq.shape, leak.shape, v_threshold.shape, switches.gamma)
+    dtype = state_dtype(x_seq.dtype)
+    parameters = leak.to(dtype), v_threshold.to(dtype)
+    results: Any = forward_steps(
+        x_seq, *parameters, v, fired, None, None, switches.single_spike, True, trace, True, False, True
+    )
+    s_seq, v_seq, v_last, fired_last, _ = results
+    return s_seq, v_last, fired_last.bool(), v_seq
 
 
 def check_no_tangent(*tensors: Tensor) -> None:
@@ -167,17 +196,22 @@ def planned(signature: Signature, backend: str) -> Plan:
         ValueError: a sequence has no step, a parameter does not broadcast to one, or gamma is not above 0.
         BackendUnavailableError: the named backend cannot run here.
     """
-    shape, step = tuple(signature.shape), tuple(signature.shape[1:])
-    if not shape[0]:
-        raise ValueError(f"x_seq must hold at least one time step, T >= 1, got shape {shape}")
-    check_positive("gamma", signature.switches.gamma)
-    for name, of_parameter in (("leak", signature.leak), ("v_threshold", signature.v_threshold)):
-        if not broadcasts(of_parameter, step):
-            raise ValueError(f"{name} must be 0-d or broadcastable to [N, *] = {step}, got {tuple(of_parameter)}")
-    elements = prod(shape)
+    check_fits(signature.shape, signature.leak, signature.v_threshold, signature.switches.gamma)
+    elements = prod(signature.shape)
     name = resolve_backend(backend, signature.device.type, elements, signature.dtype)
     module, kind = KERNELS[name if elements else "torch"]  # plain operators serve inputs without elements
     return getattr(import_module(module), kind)(signature)
+
+
+def check_fits(shape: Sequence[int], leak: Sequence[int], v_threshold: Sequence[int], gamma: float) -> None:
+    """Raise a ValueError unless a neuron can run with parameters of these shapes on sequences of this shape."""
+    step = tuple(shape[1:])
+    if not shape[0]:
+        raise ValueError(f"x_seq must hold at least one time step, T >= 1, got shape {tuple(shape)}")
+    check_positive("gamma", gamma)
+    for name, of_parameter in (("leak", leak), ("v_threshold", v_threshold)):
+        if not broadcasts(of_parameter, step):
+            raise ValueError(f"{name} must be 0-d or broadcastable to [N, *] = {step}, got {tuple(of_parameter)}")
 
 
 def as_parameter(name: str, value: Tensor | float, x_seq: Tensor) -> Tensor:

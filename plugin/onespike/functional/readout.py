@@ -1,5 +1,6 @@
 """The output layer: accumulated potential, spike time, the loss on both and the decision (eqs. 9-18)."""
 
+from itertools import accumulate
 from operator import index
 from typing import Any, NamedTuple
 
@@ -16,14 +17,17 @@ from onespike.functional.checks import (
     check_positive,
     check_threshold,
     extremes,
+    is_exported,
     is_transformed,
 )
+from onespike.functional.records import saved_by_torch
 from onespike.kernels.reference import state_dtype
 
 TIME_GRADIENTS = ("threshold", "full", "off", "eq17")
 RULES = ("potential", "combined", "time")
 
 
+@saved_by_torch
 class Readout(NamedTuple):
     """What the output layer says about each image.
 
@@ -79,7 +83,7 @@ def spike_time_readout(
 
     v_seq = x_seq.to(dtype).cumsum(0)
     check_no_nan(v_seq[-1], x_seq=x_seq)
-    highest = v_seq.cummax(0).values[:-1]  # its gradient goes to the latest step that set the maximum
+    highest = running_maximum(v_seq)[:-1]
     if time_gradient != "full":
         highest = highest.detach()
     windowed = time_gradient in ("threshold", "full")
@@ -93,6 +97,13 @@ def spike_time_readout(
     if time_gradient == "eq17":
         spike_time = add_gradient(spike_time, literal_eq17(v_seq.detach(), threshold.detach(), beta) * threshold)
     return Readout(v_seq[-1], spike_time)
+
+
+def running_maximum(v_seq: Tensor) -> Tensor:
+    """Return max_{s<=t} U^s of U^t, each [T, N, K]; its gradient goes to the latest step that set the maximum."""
+    if not is_exported():
+        return v_seq.cummax(0).values
+    return torch.stack(list(accumulate(v_seq.unbind(), torch.maximum)))  # ONNX has no cummax
 
 
 def count_below(highest: Tensor, v_threshold: Tensor) -> Tensor:

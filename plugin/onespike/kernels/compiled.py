@@ -1,7 +1,9 @@
 """Functions of flat tensors, [T, M] and [M], that inductor compiles once for any M."""
 
 import functools
+import logging
 import threading
+import time
 import types
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,6 +13,8 @@ from torch import Tensor
 from torch._guards import TracingContext
 from torch._inductor import config
 from torch._inductor.compile_fx import compile_fx
+
+LOG = logging.getLogger("onespike")
 
 EXAMPLE_SIZE = 2**15
 """The M of the example on which each function is compiled; any other runs the same code."""
@@ -67,9 +71,25 @@ def compiled(body: Callable, threads: int, arguments: tuple[Any, ...]) -> "Progr
 
 
 @functools.cache
-def program(body: Callable, threads: int, *kinds: Any) -> "Program":  # noqa: ARG001
-    """Return the one program for all calls alike."""
-    return Program(body, kinds)
+def program(body: Callable, threads: int, *kinds: Any) -> "Program":
+    """Return the one program for all calls alike, and log what is compiled and how long it takes."""
+    of = kinds[0]
+    what = f"{body.__name__} of {'x'.join(map(str, (*(of.steps or ()), 'M')))} {of.dtype} on {of.device}, {threads} threads"
+    LOG.info("compiling %s, which takes seconds where torch's cache on disk does not hold it", what)
+    start = time.perf_counter()
+    made = Program(body, kinds)
+    LOG.info("compiled %s in %.1f s", what, time.perf_counter() - start)
+    return made
+
+
+def try_compiler(device: torch.device) -> None:
+    """Compile and run the smallest function; raise whatever the compiler raises."""
+    compiled(next_number, torch.get_num_threads(), (torch.zeros(1, device=device),))
+
+
+def next_number(x: Tensor) -> tuple[Tensor]:
+    """Return x + 1."""
+    return (x + 1,)
 
 
 class Program:

@@ -1,6 +1,7 @@
 """The single-spike LIF neuron as a snnTorch neuron."""
 
 import copy
+import warnings
 from typing import Any, Self
 
 import snntorch
@@ -9,7 +10,7 @@ from snntorch import utils
 from torch import Tensor, nn
 
 from onespike.functional.backends import check_backend
-from onespike.functional.checks import as_number, check_positive, shown
+from onespike.functional.checks import as_number, check_positive, is_exported, shown
 from onespike.functional.lif import LIFState, Switches, lif
 from onespike.functional.projection import Projected
 from onespike.functional.sequences import Remembered
@@ -187,6 +188,12 @@ class SingleSpikeLeaky(Projected, snntorch.SpikingNeuron):
         if self.init_hidden:
             if self.single_spike and not torch.compiler.is_compiling():
                 self.remembered.go_on(state and state.fired, "onespike.snntorch.reset(net)")
+            if is_exported():
+                warnings.warn(
+                    "the state that init_hidden=True keeps is lost between the calls of an exported program: export a loop "
+                    "over all the steps, or pass fired and mem",
+                    stacklevel=2,
+                )
             self.fired, self.mem = fired, mem
             if not self.output:
                 return spk[0]

@@ -7,7 +7,7 @@ import torch
 from spikingjelly.activation_based import base
 from torch import Tensor, nn
 
-from onespike.functional.checks import check_floating, check_positive, check_T, shown
+from onespike.functional.checks import check_floating, check_positive, check_T, is_exported, shown
 from onespike.functional.encoding import IntensityRange, RangeWatch, encode, parse_range
 from onespike.functional.sequences import Presenter
 from onespike.spikingjelly.memory import CopyableMemory
@@ -17,8 +17,9 @@ class HybridEncoder(CopyableMemory):
     """Encode images as the analogue pixel at t = 1 and one spike per pixel at t in 2..T (eqs. 4-5).
 
     In step mode "m" it is stateless and maps x [N, *] to [T, N, *]. In mode "s" each call takes the same images
-    x [N, *] and returns the next step's [N, *]; `reset_net` starts over. A range that is not the image's own is part of the
-    state dict, as `low` and `high`; so is a unit. Images far outside of the range are warned of, once, on a CPU.
+    x [N, *] and returns the next step's [N, *]; `reset_net` starts over; `t` counts the steps (as a 0-d tensor under
+    torch.compile). A range that is not the image's own is part of the state dict, as `low` and `high`; so is a unit. Images
+    far outside of the range are warned of, once, on a CPU.
 
     Args:
         T: number of time steps, at least 1.
@@ -36,7 +37,7 @@ class HybridEncoder(CopyableMemory):
     """
 
     _version = 2  # since the range is part of the state dict
-    t: int
+    t: int | Tensor
     low: Tensor
     high: Tensor
     unit: Tensor | None
@@ -144,18 +145,26 @@ class HybridEncoder(CopyableMemory):
         (out,), (self.t,) = self.single_step_functional_forward((x,), (self.t,))
         return out
 
-    def multi_step_functional_forward(self, inputs: tuple[Tensor, ...], states: tuple[int]) -> tuple[tuple[Tensor], tuple[int]]:
+    def multi_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: tuple[int | Tensor]
+    ) -> tuple[tuple[Tensor], tuple[int | Tensor]]:
         """Explicit-state form: ((x,), (t,)) -> ((x_seq,), (t,))."""
         return (self.encoded(inputs[0]),), states
 
     def single_step_functional_forward(
-        self, inputs: tuple[Tensor, ...], states: tuple[int]
-    ) -> tuple[tuple[Tensor], tuple[int]]:
+        self, inputs: tuple[Tensor, ...], states: tuple[int | Tensor]
+    ) -> tuple[tuple[Tensor], tuple[int | Tensor]]:
         """One step of the explicit-state form: ((x,), (t,)) -> ((x_t,), (t + 1,))."""
         (t,) = states
+        x_seq = self.encoded(inputs[0])
+        rule = f"t must stay below T = {self.T} in step mode 's'"
+        if torch.compiler.is_compiling() and not is_exported():  # where a number would be a constant, compiled for each step
+            t = torch.as_tensor(t)
+            torch._assert_async(t < self.T, f"{rule}: call reset_net first")
+            return (x_seq.index_select(0, t.to(x_seq.device))[0],), (t + 1,)
         if t >= self.T:
-            raise RuntimeError(f"t must stay below T = {self.T} in step mode 's', got step {t + 1}: call reset_net first")
-        return (self.encoded(inputs[0])[t],), (t + 1,)
+            raise RuntimeError(f"{rule}, got step {int(t) + 1}: call reset_net first")
+        return (x_seq[t],), (t + 1,)
 
     def extra_repr(self) -> str:
         bounds = self.own_range or f"({self.low.flatten().tolist()}, {self.high.flatten().tolist()})"

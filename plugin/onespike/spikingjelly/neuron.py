@@ -10,7 +10,7 @@ from spikingjelly.activation_based import base, neuron
 from torch import Tensor, nn
 
 from onespike.functional.backends import BACKENDS, check_backend
-from onespike.functional.checks import as_number, check_floating, check_positive, check_T, shown
+from onespike.functional.checks import as_number, check_floating, check_positive, check_T, is_exported, shown
 from onespike.functional.lif import LIFState, Switches, lif
 from onespike.functional.projection import Projected
 from onespike.functional.sequences import Remembered
@@ -161,6 +161,8 @@ class SingleSpikeLIFNode(Projected, CopyableMemory, neuron.BaseNode):
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """Map currents [T, N, *] to spikes [T, N, *], going on from the stored state if it is kept."""
         memories, trace = self._memories, self.store_v_seq  # not as attributes: each look at one costs as much as an operator
+        if is_exported():
+            return self._exported(x_seq)
         if self.keep_state:
             states = memories["v"], memories["fired"]
             s_seq, memories["v"], memories["fired"], v_seq = self._run(x_seq, states, trace=trace)
@@ -171,6 +173,18 @@ class SingleSpikeLIFNode(Projected, CopyableMemory, neuron.BaseNode):
         if trace:
             self.v_seq = v_seq
         return s_seq
+
+    def _exported(self, x_seq: Tensor) -> Tensor:
+        """Map currents to spikes in a program that torch.export records: it has no place for a state between calls."""
+        v, fired = self._memories["v"], self._memories["fired"]
+        if isinstance(v, Tensor) or fired is None:
+            raise RuntimeError(
+                "the state must be clear where torch.export records a sequence, got that of an earlier call, which would be "
+                'part of the program: call reset_net before the export, and between calls in step mode "m"'
+            )
+        if self.keep_state:
+            self._memories["fired"] = None  # as False, but not for another call before a reset
+        return self._run(x_seq, (v, fired), keep_state=False)[0]
 
     def single_step_forward(self, x: Tensor) -> Tensor:
         """Map the currents of one step [N, *] to its spikes [N, *]."""
