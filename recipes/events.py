@@ -14,7 +14,6 @@ in the frame, so that here the events add nothing to it, although most digits ca
 """
 
 import argparse
-import json
 import platform
 import time
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
@@ -33,15 +32,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import onespike
+from cifar.checkpoint import CheckpointError, require_space
+from cifar.figures import write_figure, write_figures
+from cifar.folder import keeping, owned, write_json
 from cifar.memory import keep_freed_memory
+from cifar.output import conclude, say
+from cifar.termination import Termination
 from onespike import plots
 from onespike.functional import Readout, hybrid_encode_events
 from onespike.metrics import SpikingActivity
 from onespike.spikingjelly import HybridCrossEntropyLoss, SingleSpikeLIFNode, SpikeTimeReadout, project_net
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
+SPACE = 2**20  # bytes that the results take, at most
 SIDE = 16  # pixels of the sensor
 INPUTS = {"frame + events": (1, 1, 1), "frame only": (1, 0, 0), "events only": (0, 1, 1)}  # factors of the channels
 Split = tuple[Tensor, Tensor]
@@ -210,17 +212,10 @@ def draw(folder: Path, x_seq: Tensor, results: dict[str, Any], curves: dict[str,
         else:
             ax.imshow(step[2] - step[1], cmap="RdBu", vmin=-1, vmax=1)
         ax.set(title=f"t = {t}: " + ("frame" if t == 1 else "events"), xticks=[], yticks=[])
-    figure.savefig(folder / "input.png", dpi=150)
-    plt.close(figure)
+    write_figure(folder / "input.png", figure)
     activities = {name: result["activity"] for name, result in results.items()}
-    for name, plot in {
-        "activity": partial(plots.activity_bars, activities),
-        "training": partial(plots.training_curves, curves),
-    }.items():
-        figure, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
-        plot(ax=ax)
-        figure.savefig(folder / f"{name}.png", dpi=150)
-        plt.close(figure)
+    curve = partial(plots.training_curves, curves)
+    write_figures(folder, {"activity": partial(plots.activity_bars, activities), "training": curve})
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -231,13 +226,14 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.epochs < 1:
         parser.error(f"--epochs must be >= 1, got {arguments.epochs}")
+    if not 0 <= arguments.seed < 2**63:
+        parser.error(f"--seed must be in [0, 2^63), got {arguments.seed}")
     return arguments
 
 
-def main() -> None:
-    arguments = parse_arguments()
+def run(arguments: argparse.Namespace) -> None:
+    """Train, measure, and write the numbers before all else."""
     config, started = Config(seed=arguments.seed, epochs=arguments.epochs), time.time()
-    arguments.out.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     torch.set_num_threads(1)  # such small layers gain nothing from more, and the result does not depend on the number of cores
     *splits, events_per_recording = load_data(config)
@@ -251,17 +247,26 @@ def main() -> None:
         network = build_network(config.v_threshold)
         curves[name] = train(network, training, validation, config, name)
         results[name] = evaluate(network, test)
-    print(table(results))
-
-    draw(arguments.out, splits[2][0][:, 0], results, curves)
     environment = {"onespike": onespike.__version__, "torch": torch.__version__, "python": platform.python_version()}
     environment |= {"device": platform.machine()}
     metrics = {"results": results, "validation_accuracy": curves, "events_per_recording": events_per_recording}
     metrics |= {"environment": environment, "seconds": time.time() - started}
-    (arguments.out / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
-    (arguments.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    print(f"results and figures are in {arguments.out} ({metrics['seconds']:.0f} s)")
+    write_json(arguments.out / "config.json", asdict(config))
+    write_json(arguments.out / "metrics.json", metrics)
+    try:
+        with keeping(arguments.out / "metrics.json"):
+            draw(arguments.out, splits[2][0][:, 0], results, curves)
+    finally:
+        say(table(results))
+    say(f"results and figures are in {arguments.out} ({metrics['seconds']:.0f} s)")
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    with Termination("begin again, the run was not over"), owned(arguments.out):
+        require_space(arguments.out, SPACE, "results")
+        run(arguments)
 
 
 if __name__ == "__main__":
-    main()
+    conclude(main, CheckpointError, lost="what it found is in --out")

@@ -8,7 +8,6 @@ control is trained that sees the analogue image at t = 1 and then nothing: the d
 """
 
 import argparse
-import json
 import platform
 import time
 from collections.abc import Callable
@@ -17,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
@@ -26,19 +24,23 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import onespike
+from cifar.checkpoint import CheckpointError, require_space
+from cifar.figures import write_figures
+from cifar.folder import keeping, owned, write_json
 from cifar.memory import keep_freed_memory
+from cifar.output import conclude, say
+from cifar.termination import Termination
 from onespike import plots
 from onespike.conversion import SpikingNetwork, calibrate_thresholds, convert
 from onespike.functional import predict
 from onespike.metrics import SpikingActivity, energy
 from onespike.spikingjelly import DirectEncoder, HybridCrossEntropyLoss, HybridEncoder, SingleSpikeLIFNode, project_net
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 RULES = ("potential", "combined", "time")
 ACCOUNTINGS = ("paper", "input", "events")
 TECHNOLOGIES = ("int32_45nm", "fp32_45nm")
+SPACE = 2 * 2**20
+"""Bytes that the results take, at most."""
 Split = tuple[Tensor, Tensor]
 
 
@@ -216,18 +218,15 @@ def draw(folder: Path, network: SpikingNetwork, test: Split, results: dict[str, 
     }
     activities = {"hybrid": results["trained"]["activity"], "analogue, then zeros": results["control"]["activity"]}
     threshold = network.nodes()[layer].v_threshold
-    for name, plot in {
+    figures = {
         "raster": partial(plots.raster, s_seq),
         "membrane": partial(plots.membrane_traces, v_seq, threshold, s_seq=s_seq, neurons=one_per_step),
         "spike_times": partial(plots.spike_time_histogram, spike_time, T=network.T, correct=y),
         "activity": partial(plots.activity_bars, activities),
         "energy": partial(plots.energy_bars, energies),
         "training": partial(plots.training_curves, curves),
-    }.items():
-        figure, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
-        plot(ax=ax)
-        figure.savefig(folder / f"{name}.png", dpi=150)
-        plt.close(figure)
+    }
+    write_figures(folder, figures)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -239,15 +238,20 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.epochs < 0:
         parser.error(f"--epochs must be >= 0, got {arguments.epochs}")
+    if not 0 <= arguments.seed < 2**63:
+        parser.error(f"--seed must be in [0, 2^63), got {arguments.seed}")
     if arguments.device == "auto":
         arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=arguments.device).item()
+    except (RuntimeError, AssertionError) as error:  # as torch says that it was built without CUDA
+        parser.error(f"--device must be one that torch can use here, got {arguments.device!r}: {str(error).splitlines()[0]}")
     return arguments
 
 
-def main() -> None:
-    arguments = parse_arguments()
+def run(arguments: argparse.Namespace) -> None:
+    """Train, measure, and write the numbers before all else."""
     config, device, started = Config(seed=arguments.seed, epochs=arguments.epochs), torch.device(arguments.device), time.time()
-    arguments.out.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     torch.set_num_threads(1)  # such small layers gain nothing from more, and the result does not depend on the number of cores
     training, validation, test, mean, std = load_data(device)
@@ -291,17 +295,26 @@ def main() -> None:
     results |= {key: evaluate(network, test) for key, network in networks.items()}
     layers = trained.nodes()
     results["trained"]["most_spikes_of_a_neuron"] = max(int(record(trained, test[0], n)[0].sum(0).max()) for n in layers)
-    print(table(results, config))
-
-    trained.save(arguments.out / "model")
-    draw(arguments.out, trained, test, results, curves)
     environment = {"onespike": onespike.__version__, "torch": torch.__version__, "python": platform.python_version()}
     environment |= {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()}
     metrics = {"results": results, "validation_accuracy": curves, "environment": environment, "seconds": time.time() - started}
-    (arguments.out / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
-    (arguments.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    print(f"results, figures and the trained network are in {arguments.out} ({metrics['seconds']:.0f} s)")
+    write_json(arguments.out / "config.json", asdict(config))
+    write_json(arguments.out / "metrics.json", metrics)
+    try:
+        with keeping(arguments.out / "metrics.json"):
+            trained.save(arguments.out / "model")
+            draw(arguments.out, trained, test, results, curves)
+    finally:
+        say(table(results, config))
+    say(f"results, figures and the trained network are in {arguments.out} ({metrics['seconds']:.0f} s)")
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    with Termination("begin again, the run was not over"), owned(arguments.out):
+        require_space(arguments.out, SPACE, "results")
+        run(arguments)
 
 
 if __name__ == "__main__":
-    main()
+    conclude(main, CheckpointError, lost="what it found is in --out")

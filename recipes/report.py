@@ -8,21 +8,20 @@ file with three figures beside it.
 
 import argparse
 import json
-import sys
 from dataclasses import dataclass
 from functools import partial, reduce
-from math import isnan, nan
+from math import isfinite, isnan, nan
 from operator import getitem
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
+from cifar.checkpoint import CheckpointError
+from cifar.figures import write_figures
+from cifar.folder import keeping
+from cifar.output import conclude, say
 from cifar.results import flat
 from onespike import plots
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from onespike.conversion.storage import write_atomically
 
 PAPER = {
     ("cifar10", "vgg6"): (90.22, 89.98, 88.89),
@@ -61,26 +60,47 @@ def read_runs(runs: list[Path]) -> list[Row]:
     seeds = set()
     for run in runs:
         path = run / "metrics.json" if run.is_dir() else run
-        try:
-            metrics = json.loads(path.read_text())
-        except OSError as error:
-            raise ReportError(f"{run} holds no finished run: {path.name} cannot be read ({error.strerror})") from error
-        except ValueError as error:
-            raise ReportError(f"{path} is not JSON: {error}") from error
+        metrics = read_metrics(run, path)
         if missing := {"name", "config", "results", "provenance", "seconds"} - set(metrics):
             raise ReportError(f"{path} is not what a run of recipes/train.py leaves: it lacks {', '.join(sorted(missing))}")
-        config = {name: value for name, value in metrics["config"].items() if name != "seed"}
-        key, seed = json.dumps(config, sort_keys=True), metrics["config"]["seed"]
+        try:
+            one = row_of(metrics)
+            markdown([one]), series([one])  # whatever is missing or no number in it comes to light
+            key, seed = json.dumps(one.config, sort_keys=True), int(metrics["config"]["seed"])
+        except Exception as error:  # as many as there are kinds of nonsense
+            raise ReportError(f"{path} is not what a run of recipes/train.py leaves ({error!r}): delete it") from error
         if (key, seed) in seeds:
-            raise ReportError(f"{run} repeats seed {seed} of {metrics['name']}")
+            raise ReportError(f"{run} repeats seed {seed} of {one.name}")
         seeds.add((key, seed))
-        row = rows.setdefault(key, Row(metrics["name"], config, [], [], []))
-        row.results.append(metrics["results"])
-        row.provenance.append(metrics["provenance"])
-        row.seconds.append(sum(metrics["seconds"].values()))
+        row = rows.setdefault(key, Row(one.name, one.config, [], [], []))
+        row.results += one.results
+        row.provenance += one.provenance
+        row.seconds += one.seconds
     for row, name in [(row, distinct_name(row, list(rows.values()))) for row in rows.values()]:
         row.name = name
     return list(rows.values())
+
+
+def read_metrics(run: Path, path: Path) -> dict[str, Any]:
+    """Read a metrics.json."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ReportError(f"{run} holds no finished run: {path.name} cannot be read ({error.strerror})") from error
+    try:
+        metrics = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ReportError(f"{path} is not JSON: {error}") from error
+    if not isinstance(metrics, dict):
+        raise ReportError(f"{path} is not what a run of recipes/train.py leaves: it holds a {type(metrics).__name__}")
+    return metrics
+
+
+def row_of(metrics: dict[str, Any]) -> Row:
+    """Make a row of one run."""
+    config = {name: value for name, value in metrics["config"].items() if name != "seed"}
+    seconds = sum(metrics["seconds"].values())
+    return Row(str(metrics["name"]), config, [metrics["results"]], [metrics["provenance"]], [seconds])
 
 
 def distinct_name(row: Row, rows: list[Row]) -> str:
@@ -131,7 +151,7 @@ def accuracy_table(rows: list[Row]) -> list[str]:
 
 def step_table(rows: list[Row]) -> list[str]:
     """Accuracy of the trained networks when they are read before the last step."""
-    steps = max(row.config["T"] for row in rows)
+    steps = max(len(result["trained"]["accuracy_at_step"]) for row in rows for result in row.results)
     lines = [
         f"| accuracy, %, read at | {' | '.join(f't = {t + 1}' for t in range(steps))} |",
         "|---" * (steps + 1) + "|",
@@ -178,27 +198,32 @@ def provenance_lines(rows: list[Row]) -> list[str]:
 
 
 def draw(folder: Path, rows: list[Row]) -> None:
-    """Write the figures after the paper's Figs. 3 to 5: spikes by layer, spikes and energy, each the mean over the seeds."""
-    layers = {row.name: list(row.results[0]["trained"]["activity"]) for row in rows}
-    activity = {row.name: {layer: mean(row, "activity", layer) for layer in layers[row.name]} for row in rows}
-    spikes = {row.name: mean(row, "spikes_per_neuron") for row in rows}
-    report = ("energy", "int32_45nm", "paper")
-    ratios = {row.name: mean(row, *report, "ann_pj") / mean(row, *report, "snn_pj") for row in rows}
+    """Write the figures after the paper's Figs. 3 to 5: spikes by layer, spikes and energy."""
+    activity, spikes, ratios = series(rows)
     figures = {
         "activity": partial(grid, activity, "spikes per neuron and image, by layer"),
         "spikes": partial(bars, spikes, "spikes per neuron and image", "%.3f"),
         "energy": partial(bars, ratios, "compute energy of the ANN / of the SNN, paper's accounting, int32, 45 nm", "%.1f"),
     }
-    for name, plot in figures.items():
-        figure, ax = plt.subplots(figsize=(9, 1 + 0.4 * len(rows)), layout="constrained")
-        plot(ax=ax)
-        figure.savefig(folder / f"{name}.png", dpi=150)
-        plt.close(figure)
+    write_figures(folder, figures, (9, 1 + 0.4 * len(rows)))
+
+
+def series(rows: list[Row]) -> tuple[dict[str, dict[str, float]], dict[str, float], dict[str, float]]:
+    """Return by row what the figures show, each the mean over the seeds: spikes by layer, spikes, and the energy's ratio."""
+    layers = {row.name: list(row.results[0]["trained"]["activity"]) for row in rows}
+    activity = {row.name: {layer: mean(row, "activity", layer) for layer in layers[row.name]} for row in rows}
+    spikes = {row.name: mean(row, "spikes_per_neuron") for row in rows}
+    report = ("energy", "int32_45nm", "paper")
+    ratios = {row.name: mean(row, *report, "ann_pj") / mean(row, *report, "snn_pj") for row in rows}
+    return activity, spikes, ratios
 
 
 def mean(row: Row, *path: str) -> float:
-    """Return the mean over a row's seeds of the number that lies at this path in the results of the trained network."""
-    return sum(reduce(getitem, path, result["trained"]) for result in row.results) / len(row.results)
+    """Return the mean over a row's seeds of the finite number that lies at this path in the results of the trained network."""
+    found = sum(reduce(getitem, path, result["trained"]) for result in row.results) / len(row.results)
+    if not isfinite(found):
+        raise ValueError(f"{'.'.join(path)} must be finite, got {found}")
+    return found
 
 
 def grid(values: dict[str, dict[str, float]], label: str, *, ax: Any) -> None:
@@ -231,16 +256,16 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs, or copies of their metrics.json")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder for the report (default %(default)s)")
     arguments = parser.parse_args()
-    try:
-        rows = read_runs(arguments.runs)
-    except ReportError as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    rows = read_runs(arguments.runs)
     arguments.out.mkdir(parents=True, exist_ok=True)
     text = markdown(rows)
-    (arguments.out / "report.md").write_text(text)
-    draw(arguments.out, rows)
-    print(text)
+    write_atomically(arguments.out / "report.md", text.encode())
+    try:
+        with keeping(arguments.out / "report.md"):
+            draw(arguments.out, rows)
+    finally:
+        say(text)
 
 
 if __name__ == "__main__":
-    main()
+    conclude(main, ReportError, CheckpointError, lost="the report is in --out")

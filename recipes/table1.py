@@ -11,7 +11,6 @@ ANN is not trained again, a spiking network starts from what it has learnt.
 """
 
 import argparse
-import json
 import os
 import signal
 import subprocess
@@ -19,11 +18,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import report
 import train
@@ -32,11 +32,13 @@ from cifar.checkpoint import CheckpointError
 from cifar.config import Config, load_config
 from cifar.conversion import spiking_network
 from cifar.data import Data, load_data
+from cifar.folder import owned, read_json, understanding, write_json
 from cifar.graph import why_not_recorded
 from cifar.measure import Times, measure, neurons_of
 from cifar.optimizer import make_optimizer
+from cifar.output import conclude, say
 from cifar.pieces import PieceError, named, read_pieces, write_pieces
-from cifar.termination import TERMINATED
+from cifar.termination import SIGNALS, Termination
 from cifar.training import Progress
 from onespike.conversion import SpikingNetwork
 from onespike.conversion.storage import write_atomically
@@ -74,10 +76,8 @@ class Row:
 
 def main() -> None:
     arguments = parse_arguments()
-    try:
+    with Termination():
         fill(arguments)
-    except (Table1Error, PieceError, report.ReportError, *train.EXPECTED) as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 
 
 def fill(arguments: argparse.Namespace) -> None:
@@ -91,6 +91,12 @@ def fill(arguments: argparse.Namespace) -> None:
     if len({row.name for row in rows}) < len(rows):
         raise Table1Error(f"--rows must name each row once, got {' '.join(arguments.rows)}")
     imported = networks_of(rows, arguments.imported)
+    with owned(arguments.out):
+        fill_rows(rows, imported, arguments, deadline)
+
+
+def fill_rows(rows: list[Row], imported: dict[str, Networks], arguments: argparse.Namespace, deadline: float) -> None:
+    """Run the rows in the folder, which is this process's own."""
     failures = []
     for position, row in enumerate(rows):
         minutes = (deadline - time.monotonic()) / 60 / (len(rows) - position)
@@ -105,7 +111,7 @@ def fill(arguments: argparse.Namespace) -> None:
         runs = report.read_runs(finished)
         text = "\n".join([*report.accuracy_table(runs), "", *report.provenance_lines(runs), ""])
         write_atomically(arguments.out / "table1.md", text.encode())
-        print(text)
+        say(text)
     if failures:
         raise Table1Error("; ".join(failures))
 
@@ -140,15 +146,14 @@ def run_row(row: Row, minutes: float, imported: Networks, arguments: argparse.Na
     if path.exists() and not arguments.resume:
         raise CheckpointError(f"{path} is there already: --resume goes on with it, --out names another folder")
     if path.exists():
-        plan = json.loads(path.read_text())
+        plan = read_plan(path)
         abouts = [about for about, _ in imported.values()]
         if imported and abouts != plan["imported"]:
             raise CheckpointError(f"{path} was made with other pieces than --import names: --out names another folder")
     else:
         plan = make_plan(row, minutes, imported, arguments)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        outcome.write_json(path, plan)
-    print(f"{row.name}: {minutes:.1f} minutes; {', '.join(plan['settings'])}", flush=True)
+        write_json(path, plan)
+    say(f"{row.name}: {minutes:.1f} minutes; {', '.join(plan['settings'])}")
     left = minutes - (time.monotonic() - began) / 60
     end = (1 - RESERVE) * left - START - FINISH - (plan["measured"]["rest"] + plan["measured"]["validation"]) / 60
     if end <= 0 and not (row.out / "metrics.json").exists():
@@ -166,22 +171,35 @@ def run_row(row: Row, minutes: float, imported: Networks, arguments: argparse.Na
         )
 
 
+def read_plan(path: Path) -> dict[str, Any]:
+    """Read what `make_plan` returned."""
+    plan = read_json(path)
+    with understanding(path):
+        numbers = [plan["ann_share"], plan["measured"]["rest"], plan["measured"]["validation"]]
+        stages = [about["stage"] for about in plan["imported"]]
+        if not all(map(isfinite, numbers)) or not all(pair.split("=")[0] in PLANNED for pair in plan["settings"]):
+            raise ValueError(f"{numbers}, {plan['settings']}, {stages}")
+    return plan
+
+
 def carry_out(command: list[str]) -> int:
-    """Run a command and return its exit status; SIGTERM is passed on, and ends this process once the command has ended."""
+    """Run a command and return its exit status; signals are passed on, and end this process once the command has ended."""
     process = subprocess.Popen(command)
     asked: list[int] = []
 
     def pass_on(number: int, _: Any) -> None:
         asked.append(number)
-        process.terminate()
+        process.send_signal(number)
 
-    handler = signal.signal(signal.SIGTERM, pass_on)
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, pass_on) for number in heard}
     try:
         status = process.wait()
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if asked:
-        raise SystemExit(TERMINATED)
+        raise SystemExit(128 + asked[0])
     return status
 
 
@@ -210,13 +228,13 @@ def make_plan(row: Row, minutes: float, imported: Networks, arguments: argparse.
     settings.append(f"one_step={epochs['one_step'] / (epochs['one_step'] + epochs['all_steps'])}")
     seconds = {"ANN": times.ann, "SNN at T = 1": times.one_step, f"SNN at T = {config.T}": times.all_steps}
     costs = ", ".join(f"{kind} {spent:.1f} s" for kind, spent in seconds.items())
-    print(
+    say(
         f"{row.name}: data loaded in {loading:.1f} s, measured in {measuring - loading:.1f} s; an epoch of the {costs}; "
-        f"all that is not training {times.rest:.1f} s",
-        flush=True,
+        f"all that is not training {times.rest:.1f} s"
     )
     if imported:
-        plant(row, load_config([row.config], [*arguments.set, *settings]), imported, data)
+        with owned(row.out):
+            plant(row, load_config([row.config], [*arguments.set, *settings]), imported, data)
     spent = {kind: epochs[kind] * getattr(times, kind) for kind in shares}
     if fabric.device.type == "cuda":
         torch.cuda.empty_cache()  # the run is another process
@@ -256,7 +274,7 @@ def plant(row: Row, config: Config, imported: Networks, data: Data) -> None:
             raise PieceError(f"{named(about)} is of another network than the row's: {', '.join(differing)}")
     about, state = imported["ann"]
     ann = train.new_ann(config, data.classes, torch.device("cpu"))
-    ann.load_state_dict(state)
+    fill_in(ann, state, about)
     progress = Progress(step=about["step"], seconds=about["seconds"], history=about["history"], cut=True)
     saved = {
         "network": ann.state_dict(),
@@ -267,8 +285,20 @@ def plant(row: Row, config: Config, imported: Networks, data: Data) -> None:
     if "snn" in imported:
         unit = {"thresholds": dict.fromkeys(neurons_of(ann), 1.0), "scale": config.threshold_scales[0]}
         network = spiking_network(ann.to(data.test.labels.device), unit, data, config)
-        network.load_state_dict(imported["snn"][1])
+        fill_in(network, imported["snn"][1], imported["snn"][0])
         network.save(start_of(row))
+
+
+def fill_in(network: nn.Module, state: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Give a network an imported state."""
+    if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+        raise PieceError(f"{named(about)} must hold finite numbers, got NaN or infinity in {', '.join(broken)}")
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise PieceError(
+            f"{named(about)} is of another network than the row's: {' '.join(str(error).split())[:300]}"
+        ) from error
 
 
 def start_of(row: Row) -> Path:
@@ -278,7 +308,7 @@ def start_of(row: Row) -> Path:
 
 def export(row: Row, folder: Path, piece_mb: float) -> None:
     """Write a finished row's ANN and spiking network as pieces."""
-    metrics = json.loads((row.out / "metrics.json").read_text())
+    metrics = read_json(row.out / "metrics.json")
     settings = outcome.flat(metrics["config"])
     about = {
         "row": row.name,
@@ -290,7 +320,7 @@ def export(row: Row, folder: Path, piece_mb: float) -> None:
     snn = SpikingNetwork.load(row.out / "model").state_dict()
     for stage, state, more in (("ann", saved["network"], progress), ("snn", snn, {})):
         for path in write_pieces(folder / f"{row.name}-{stage}", state, {**about, "stage": stage, **more}, piece_mb):
-            print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+            say(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -326,4 +356,4 @@ def positive(text: str) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    conclude(main, Table1Error, PieceError, report.ReportError, *train.EXPECTED, lost="--resume goes on from there")

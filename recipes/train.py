@@ -11,11 +11,10 @@ the end.
 
 import argparse
 import gc
-import json
 import os
-import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from math import inf, nan
@@ -29,14 +28,16 @@ from torch import nn
 
 from cifar import results as outcome
 from cifar.checkpoint import CheckpointError, Checkpoints, differences, require_one_folder
-from cifar.config import Config, ConfigError, explain, load_config
+from cifar.config import Config, ConfigError, explain, first_line, load_config
 from cifar.conversion import blocked, calibration_images, choose_thresholds, describe, health, plain_accuracy, spiking_network
 from cifar.data import Data, DataError, load_data
+from cifar.folder import LOCK, digest_of_weights, keeping, owned, read_json, understanding, write_json
 from cifar.graph import GraphError, why_not_recorded
 from cifar.guard import TrainingError
 from cifar.loggers import LoggerError, Loggers, require
 from cifar.loss import Loss, snn_loss, without_images
 from cifar.memory import keep_freed_memory
+from cifar.output import conclude, say
 from cifar.spent import Spent
 from cifar.termination import Termination
 from cifar.training import Progress, Runtime, Stage, Trainer, accuracy, seed_of
@@ -65,6 +66,8 @@ ANN_SETTINGS = (
 """What the ANN depends on: runs that agree in them can share it."""
 SAME_NUMBERS = ("cuda_graph",)
 """Settings that a run may change when it goes on."""
+PIECES = "pieces.json"
+"""Where a run says on what machine each of its pieces ran."""
 EXPECTED = (
     BackendUnavailableError,
     CheckpointError,
@@ -80,36 +83,48 @@ EXPECTED = (
 """What can go wrong and says all that its user needs to know; anything else shows where it happened."""
 
 
-def run(arguments: argparse.Namespace) -> None:  # noqa: PLR0915  (the pipeline, in its order)
-    """Carry out the stages, each from where it was left."""
+def run(arguments: argparse.Namespace, termination: Termination) -> None:
+    """Read the settings, take the folder, and carry out in it what is left to do."""
     require(tensorboard=arguments.tensorboard, wandb=arguments.wandb)
     config = load_config(arguments.config, arguments.set)
     settings = identity_of(config)
     name = "-".join(path.stem for path in arguments.config)
     out: Path = arguments.out or Path("runs") / name
     fabric = make_fabric(arguments.device, config)
-    not_recorded = why_not_recorded(config, fabric)
-    if fabric.is_global_zero:
-        check_claim(out, settings, arguments.resume)
-    fabric.barrier()
-    finished = out / "metrics.json"
-    require_one_folder(fabric, finished.name, finished.exists())
-    if finished.exists():
-        fabric.print(outcome.table(json.loads(finished.read_text())["results"], config))
-        return
+    why_not_recorded(config, fabric)  # or say now that it cannot be
+    with owned(out) if fabric.is_global_zero else nullcontext():
+        if fabric.is_global_zero:
+            check_claim(out, settings, arguments.resume)
+        fabric.barrier()
+        finished = out / "metrics.json"
+        require_one_folder(fabric, finished.name, finished.exists())
+        if finished.exists():
+            tell(fabric, table_of(finished, config))
+        else:
+            carry_out(arguments, name, out, config, fabric, termination)
+
+
+def carry_out(  # noqa: PLR0915  (the pipeline, in its order)
+    arguments: argparse.Namespace, name: str, out: Path, config: Config, fabric: Fabric, termination: Termination
+) -> None:
+    """Carry out the stages, each from where it was left."""
+    settings, not_recorded = identity_of(config), why_not_recorded(config, fabric)
     start = None if arguments.start is None else SpikingNetwork.load(arguments.start)
     ann_kept = ann_checkpoints(arguments.ann, out, settings)
     began = time.monotonic()
     data = load_in_turn(config, arguments.data_root, fabric)
     loading = time.monotonic() - began
+    machine = outcome.provenance(fabric)
     if fabric.is_global_zero:
         claim(out, settings)
+        if changed := begin_piece(out / PIECES, machine):
+            say(f"warning: other than in the last piece, so that numbers may differ in the last digits: {changed}")
     fabric.barrier()
     if not_recorded and config.cuda_graph == "auto":
-        fabric.print(f"training steps are launched kernel by kernel: {not_recorded}")
-    fabric.print(f"ready after {time.monotonic() - STARTED:.1f} s, the images loaded in {loading:.1f} s of them")
+        tell(fabric, f"training steps are launched kernel by kernel: {not_recorded}")
+    tell(fabric, f"ready after {time.monotonic() - STARTED:.1f} s, the images loaded in {loading:.1f} s of them")
     until = {name: STARTED + 60 * minutes for name, minutes in arguments.until}
-    runtime = Runtime(config, data, fabric, Termination(), arguments.save_every, not_recorded is None, until)
+    runtime = Runtime(config, data, fabric, termination, arguments.save_every, not_recorded is None, until)
     loggers = (
         Loggers(out, settings, tensorboard=arguments.tensorboard, wandb=arguments.wandb) if fabric.is_global_zero else None
     )
@@ -128,27 +143,64 @@ def run(arguments: argparse.Namespace) -> None:  # noqa: PLR0915  (the pipeline,
         network = spiking_network(ann, conversion, runtime.data, config)
         if start is not None:
             start_from(start, network)
-        checkpoints = Checkpoints(out / "snn", settings)
+        made_from = {"ANN": conversion["made_from"]["ANN"], "thresholds": conversion["sha256"]}
+        made_from["start"] = "none" if start is None else digest_of_weights(start)
+        checkpoints = Checkpoints(out / "snn", settings | {f"sha256 of {part}": value for part, value in made_from.items()})
         stage = snn_stage(ann, conversion, runtime, checkpoints, lambda history: log(ann_progress.history + history))
         snn_progress = Trainer(stage, network, runtime).fit()
+        made_from["SNN"] = fabric.broadcast(digest_of_weights(network))
         if config.one_step == 1:  # of spike times it has learnt nothing
             network.calibrate_readout(calibration_images(data, config))
     with spent("evaluation"):
-        results = evaluate(out / "results.json", ann, conversion, untrained, network, runtime)
+        results = evaluate(out / "results.json", ann, conversion, untrained, network, runtime, made_from)
     if loggers is None:
         return
 
-    network.to(memory_format=torch.contiguous_format).save(out / "model")
-    outcome.draw(out, network, data.test, results, ann_progress.history + snn_progress.history)
+    with keeping(out / "results.json"):
+        network.to(memory_format=torch.contiguous_format).save(out / "model")
+        outcome.draw(out, network, data.test, results, ann_progress.history + snn_progress.history)
     seconds = {**spent.seconds, "ann": ann_progress.seconds, "snn": snn_progress.seconds}
     about = {"name": name, "config": asdict(config), "threshold_scale": conversion["scale"]}
-    cost = {"seconds": seconds, "joules": spent.joules, "provenance": outcome.provenance(fabric)}
+    cost = {"seconds": seconds, "joules": spent.joules, "provenance": machine, "pieces": pieces_in(out / PIECES)}
     metrics = {**about, "results": results, **cost}
-    write_atomically(out / "model" / "README.md", outcome.model_card(metrics).encode())
-    outcome.write_json(finished, metrics)
+    with keeping(out / "results.json"):
+        write_atomically(out / "model" / "README.md", outcome.model_card(metrics).encode())
+        write_json(out / "metrics.json", metrics, **made_from)
     loggers.close()
-    print(outcome.table(results, config))
-    print(f"\nresults, history, figures and the trained network are in {out}")
+    say(outcome.table(results, config))
+    say(f"\nresults, history, figures and the trained network are in {out}")
+
+
+def tell(fabric: Fabric, text: str) -> None:
+    """Print a line, on one process."""
+    if fabric.is_global_zero:
+        say(text)
+
+
+def table_of(finished: Path, config: Config) -> str:
+    """Return the closing table of a finished run of this config."""
+    metrics = read_json(finished)
+    with understanding(finished):
+        different = differences(identity_of_settings(outcome.flat(metrics["config"])), identity_of(config))
+        table = outcome.table(metrics["results"], config)
+    if different:
+        raise CheckpointError(f"{finished} is of a run with other settings: {different}; delete it to have it made again")
+    return table
+
+
+def pieces_in(path: Path) -> list[dict[str, Any]]:
+    """Return on what the pieces of a run ran."""
+    document = read_json(path)
+    with understanding(path):
+        return [dict(piece) for piece in document["pieces"]]
+
+
+def begin_piece(path: Path, machine: dict[str, Any]) -> str:
+    """Note on what a piece of a run runs; return what of it is other than in the piece before, as "name: old -> new"."""
+    before = pieces_in(path) if path.exists() else []
+    now = {name: machine[name] for name in ("threads", "processes", "device", "precision", "versions", "commit", "changed")}
+    write_json(path, {"pieces": [*before, now]})
+    return differences(outcome.flat(before[-1]), outcome.flat(now)) if before else ""
 
 
 def ann_checkpoints(other: Path | None, out: Path, settings: dict[str, Any]) -> Checkpoints:
@@ -228,6 +280,8 @@ def snn_stage(
 
 def start_from(other: SpikingNetwork, network: SpikingNetwork) -> None:
     """Give the network the weights, leaks and thresholds of another one."""
+    if broken := [name for name, tensor in other.state_dict().items() if not tensor.isfinite().all()]:
+        raise CheckpointError(f"--start must be a network of finite numbers, got NaN or infinity in {', '.join(broken)}")
     try:  # how images are encoded is the run's own
         network.body.load_state_dict(other.body.state_dict())
         network.readout.load_state_dict(other.readout.state_dict())
@@ -242,21 +296,20 @@ def evaluate(
     untrained: SpikingNetwork,
     trained: SpikingNetwork,
     runtime: Runtime,
+    made_from: dict[str, str],
 ) -> dict[str, Any]:
     """Read the test set, once: the results are kept in the file `path`, and read from there where they were found before."""
     config, test, fabric = runtime.config, runtime.data.test, runtime.fabric
     found = path.exists()
     require_one_folder(fabric, path.name, found)
     if found:
-        return json.loads(path.read_text())
+        return read_json(path, **made_from)
     results: dict[str, Any] = {"ann": {"accuracy": accuracy(ann, test, fabric)}}
     if config.conversion_images:
         results["plain"] = {"accuracy": plain_accuracy(ann, conversion, runtime)}
     for name, network in (("converted", untrained), ("trained", trained)):
         results[name] = outcome.evaluate(network, test, fabric, config.activity_images)
-    if fabric.is_global_zero:
-        outcome.write_json(path, results)
-    return results
+    return write_json(path, results, **made_from) if fabric.is_global_zero else results
 
 
 def identity_of(config: Config) -> dict[str, Any]:
@@ -313,17 +366,23 @@ def load_in_turn(config: Config, root: Path, fabric: Fabric) -> Data:
     return data
 
 
+BEGIN_AGAIN = "delete it to go on by the settings given now, which the checkpoints know"
+
+
 def check_claim(out: Path, settings: dict[str, Any], resume: bool) -> None:
     """Make sure that the run in the folder, if there is one, is this one."""
     path = out / "config.yaml"
-    if not path.exists() or list(out.iterdir()) == [path]:  # it ended before it began
+    if not path.exists() or {found.name for found in out.iterdir()} <= {path.name, PIECES, LOCK}:  # it ended before it began
         return
     if not resume:
         raise CheckpointError(f"{out} holds a run already: --resume goes on with it, --out names another folder")
+    damaged = f"{path} is damaged, and with it what the run's settings were"
     try:
         before: Any = OmegaConf.to_container(OmegaConf.load(path))
     except Exception as error:  # YAML's errors have no common base that OmegaConf exports
-        raise CheckpointError(f"{path} is damaged, and with it what the run's settings were: {error}") from error
+        raise CheckpointError(f"{damaged}: {first_line(error)}; {BEGIN_AGAIN}") from error
+    if not isinstance(before, dict) or not before:
+        raise CheckpointError(f"{damaged}: it holds no settings; {BEGIN_AGAIN}")
     if different := differences(before, settings):
         raise CheckpointError(f"{path} has other settings than this run: {different}; --out names another folder")
 
@@ -332,6 +391,17 @@ def claim(out: Path, settings: dict[str, Any]) -> None:
     """Make the run's folder."""
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)).encode())
+
+
+def interval(text: str) -> float:
+    """Read a number >= 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = nan
+    if not 0 <= number < inf:
+        raise argparse.ArgumentTypeError(f"must be seconds >= 0, got {text!r}")
+    return number
 
 
 def minutes_of_a_stage(text: str) -> tuple[str, float]:
@@ -363,7 +433,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when there is one")
     parser.add_argument(
-        "--save-every", type=float, default=300, metavar="SECONDS", help="between checkpoints (default %(default)s)"
+        "--save-every", type=interval, default=300, metavar="SECONDS", help="between checkpoints (default %(default)s)"
     )
     parser.add_argument(
         "--until",
@@ -381,14 +451,12 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     keep_freed_memory()
-    try:
-        run(arguments)
-    except EXPECTED as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    with Termination() as termination:
+        run(arguments, termination)
     if torch.distributed.is_initialized():
         gc.collect()  # DDP's wrappers, which lie in cycles, hold the process group
         torch.distributed.destroy_process_group()  # its threads must not outlive the interpreter: that is a SIGABRT
 
 
 if __name__ == "__main__":
-    main()
+    conclude(main, *EXPECTED, lost="--resume goes on from there")

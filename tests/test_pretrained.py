@@ -1,6 +1,8 @@
 """The trained networks that come with the package."""
 
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,3 +46,27 @@ def test_names_and_damage_are_named(tmp_path, monkeypatch):
     description.write_text(description.read_text().replace('"T": 5', '"T": 6'))
     with pytest.raises(CorruptModelError, match=r"network.json must have the SHA-256 .*, got .*: install onespike again"):
         load_pretrained(copied.name)
+
+
+def test_a_clone_with_other_line_ends_keeps_every_byte(tmp_path, monkeypatch):
+    """As git for Windows makes it by default."""
+    (name,) = PRETRAINED
+    folder, root = pretrained.folder_of(name), Path(__file__).parents[1]
+    place = tmp_path / "origin" / folder.relative_to(root)
+    shutil.copytree(folder, place)
+    shutil.copy(root / ".gitattributes", tmp_path / "origin")
+    shutil.copy(root / "pyproject.toml", tmp_path / "origin")
+
+    def git(*arguments):
+        quiet = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"]
+        subprocess.run([*quiet, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init", "origin")
+    git("-C", "origin", "add", "-A")
+    git("-C", "origin", "commit", "-m", "All")
+    git("clone", "-c", "core.autocrlf=true", "-c", "core.eol=crlf", "origin", "clone")
+    assert b"\r\n" in (tmp_path / "clone" / "pyproject.toml").read_bytes(), "line ends are changed where they may be"
+    cloned = tmp_path / "clone" / folder.relative_to(root)
+    monkeypatch.setattr(pretrained, "folder_of", lambda _: cloned)
+    load_pretrained(name)
+    assert all((cloned / path.name).read_bytes() == path.read_bytes() for path in folder.iterdir() if path.is_file())

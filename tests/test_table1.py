@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import signal
 import subprocess
 import sys
 import time
@@ -156,19 +157,21 @@ def test_a_failing_row_does_not_stop_the_next(monkeypatch, tmp_path, capsys):
     assert "| cifar10_vgg6_small | 1 |" in capsys.readouterr().out
 
 
-def test_sigterm_reaches_the_run(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_the_run(number, tmp_path):
     told = tmp_path / "told"
     child = (
         f"import pathlib, signal, sys, time; told = pathlib.Path({str(told)!r})\n"
-        "signal.signal(15, lambda *_: (told.touch(), sys.exit(143))); print('up', flush=True); time.sleep(60)"
+        f"signal.signal({number}, lambda *_: (told.touch(), sys.exit(1))); print('up', flush=True); time.sleep(60)"
     )
     code = (
-        f"import sys; sys.path.insert(0, {str(RECIPES)!r}); import table1; table1.carry_out([sys.executable, '-c', {child!r}])"
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)  # however the tests were started\n"
+        f"sys.path.insert(0, {str(RECIPES)!r}); import table1; table1.carry_out([sys.executable, '-c', {child!r}])"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "up\n"
-    process.terminate()
-    assert process.wait(timeout=30) == 143
+    process.send_signal(number)
+    assert process.wait(timeout=30) == 128 + number
     assert told.exists(), "the run was asked, and waited for"
 
 

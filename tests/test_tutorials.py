@@ -28,6 +28,27 @@ def run(path, *arguments):
     return done.stdout
 
 
+def fails(path, *arguments):
+    command = [sys.executable, str(path), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(b"no image")
+    status, told = fails(FOLDER / "classify_images.py", tmp_path / "photo.jpg")
+    assert status == 1
+    assert f"{tmp_path / 'photo.jpg'} cannot be read as an image: " in told
+
+
+@pytest.mark.parametrize("path", [path for path in TUTORIALS if path.stem != "classify_images"], ids=lambda path: path.stem)
+def test_no_epochs_and_no_seed_are_named(path):
+    status, told = fails(path, "--epochs", 0)
+    assert status == 2
+    assert "--epochs must be >= 1 and --seed in [0, 2^32), got 0 and 0" in told
+
+
 @pytest.mark.parametrize("path", [path for path in TUTORIALS if path.stem.endswith("_digits")], ids=lambda path: path.stem)
 def test_before_and_after(path):
     found = re.findall(r"(\w+): .*?([\d.]+) +([\d.]+)$", run(path, "--epochs", 4), re.MULTILINE)

@@ -31,11 +31,17 @@ parser.add_argument("--data-root", type=Path, default=Path("data"), help="folder
 parser.add_argument("--out", type=Path, default=Path("classified.png"), help="the figure (default %(default)s)")
 arguments = parser.parse_args([] if "ipykernel" in sys.modules else None)  # a notebook has arguments of its own
 
-if arguments.images:
-    pictures = [Image.open(path).convert("RGB") for path in arguments.images]
-    truths = [path.name for path in arguments.images]
-else:
-    test = datasets.CIFAR10(arguments.data_root, train=False, download=True)
+pictures, truths = [], [path.name for path in arguments.images]
+for path in arguments.images:
+    try:
+        pictures.append(Image.open(path).convert("RGB"))
+    except OSError as error:  # missing, or no image
+        sys.exit(f"{path} cannot be read as an image: {error}")
+if not pictures:
+    try:
+        test = datasets.CIFAR10(arguments.data_root, train=False, download=True)
+    except Exception as error:  # as many kinds as there are ways to have no network or a damaged file
+        sys.exit(f"CIFAR-10 is not in {arguments.data_root} and cannot be downloaded ({error}): give its folder, or images")
     pictures = [test[i][0] for i in range(IMAGES)]
     truths = [CLASSES[test[i][1]] for i in range(IMAGES)]
 
@@ -86,5 +92,8 @@ for ax, picture, truth, guess in zip(axes[0], pictures, truths, guesses, strict=
 for ax, name in zip(axes[1], layers, strict=True):
     plots.raster(recorded[name], ax=ax).set_ylabel("neuron")
     ax.set_title(f"first image, layer {name}", fontsize="small")
-figure.savefig(arguments.out, dpi=120)
+try:
+    figure.savefig(arguments.out, dpi=120)
+except (OSError, ValueError) as error:  # a full disk, or the name of no format
+    sys.exit(f"{arguments.out} cannot be written: {error}")
 print(f"images and rasters are in {arguments.out}")

@@ -8,6 +8,7 @@ and loaded again. The data are scikit-learn's handwritten digits; nothing is dow
 """
 
 import argparse
+import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -97,6 +98,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/convert_your_own"), help="folder (default %(default)s)")
     args = parser.parse_args()
+    if args.epochs < 1 or not 0 <= args.seed < 2**32:
+        parser.error(f"--epochs must be >= 1 and --seed in [0, 2^32), got {args.epochs} and {args.seed}")
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)
     training, validation, test = digits(args.seed)
@@ -135,7 +138,10 @@ def main() -> None:
         on_test, spikes = evaluate(net, test)
         print(f"{name:42s}{on_test:12.1f}{spikes:26.2f}")
 
-    network.save(args.out)
+    try:
+        network.save(args.out)
+    except OSError as error:
+        sys.exit(f"{error.filename} cannot be written: {error.strerror}")
     loaded = SpikingNetwork.load(args.out)
     same = torch.equal(loaded(test[0]).potential, network(test[0]).potential)
     print(f"\nsaved to {args.out}; loaded, it gives the same potentials: {same}")

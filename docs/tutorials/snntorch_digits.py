@@ -94,6 +94,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.epochs < 1 or not 0 <= args.seed < 2**32:
+        parser.error(f"--epochs must be >= 1 and --seed in [0, 2^32), got {args.epochs} and {args.seed}")
     images, test_images, labels, test_labels = digits(args.seed)
     print(f"{'':42s}{'accuracy, %':>12s}{'spikes per hidden neuron':>26s}")
     for name, make, loss_fn, accuracy_fn in (

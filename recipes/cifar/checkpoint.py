@@ -18,7 +18,7 @@ NAME = re.compile(r"step-(\d{8})\.([0-9a-f]{16})\.pt")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint is damaged, belongs to another run, or cannot be written."""
+    """A file of a run is damaged, belongs to another run, or cannot be written."""
 
 
 class Checkpoints:
@@ -35,12 +35,7 @@ class Checkpoints:
 
     def require_space(self, size: int) -> None:
         """Raise a CheckpointError unless the disk holds the checkpoints of this many bytes that are there at one time."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        needed, free = (KEPT + 1) * size, shutil.disk_usage(self.folder).free
-        if free < needed:
-            raise CheckpointError(
-                f"{self.folder} needs {needed / 2**20:.0f} MiB for checkpoints, got {free / 2**20:.0f} MiB free"
-            )
+        require_space(self.folder, (KEPT + 1) * size, "checkpoints")
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Write a checkpoint, then drop the older ones.
@@ -76,18 +71,34 @@ class Checkpoints:
         if not paths:
             return None
         path = paths[-1]
-        content = path.read_bytes()
         match = NAME.fullmatch(path.name)
         assert match is not None
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise self.unusable(f"cannot be read ({error.strerror})") from error
         if hashlib.sha256(content).hexdigest()[:16] != match[2]:
-            earlier = f"delete it to go on from {paths[-2].name}" if paths[:-1] else "delete it to start this stage again"
-            raise CheckpointError(f"{path} does not have the SHA-256 in its name, it was truncated or altered: {earlier}")
-        document = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-        if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise CheckpointError(f"{path} is not a checkpoint of this version of the recipe (format {FORMAT})")
-        if different := differences(document["identity"], self.identity):
-            raise CheckpointError(f"{path} was made with other settings: {different}")
-        return document["state"]
+            raise self.unusable("does not have the SHA-256 in its name, it was truncated or altered")
+        try:
+            document = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+            known, identity, state = document["format"] == FORMAT, document["identity"], document["state"]
+            different = differences(identity, self.identity)
+        except Exception as error:  # of unpickling, of archives, of tensors, of what is found in the place of a dictionary
+            reason = (str(error).splitlines() or [""])[0][:200]
+            raise self.unusable(f"is no checkpoint, whatever its name says ({type(error).__name__}: {reason})") from error
+        if not known:
+            raise self.unusable(f"is not a checkpoint of this version of the recipe (format {FORMAT})")
+        if different:
+            raise CheckpointError(
+                f"{path} was made with other settings: {different}; go on by those, or in another folder (--out)"
+            )
+        return state
+
+    def unusable(self, why: str) -> CheckpointError:
+        """Return the error about the latest checkpoint, with what to delete."""
+        *earlier, path = self.paths()
+        remedy = f"delete it to go on from {earlier[-1].name}" if earlier else "delete it to start this stage again"
+        return CheckpointError(f"{path} {why}: {remedy}")
 
     def last(self) -> str:
         """Say what is left when something has gone wrong."""
@@ -96,6 +107,14 @@ class Checkpoints:
     def paths(self) -> list[Path]:
         """Return the checkpoints, latest last."""
         return sorted(path for path in self.folder.glob("step-*.pt") if NAME.fullmatch(path.name))
+
+
+def require_space(folder: Path, needed: int, purpose: str) -> None:
+    """Raise a CheckpointError unless the disk of a folder, made if need be, has so many bytes free."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise CheckpointError(f"{folder} needs {needed / 2**20:.0f} MiB for {purpose}, got {free / 2**20:.0f} MiB free")
 
 
 def require_one_folder(fabric: Fabric, what: str, found: int) -> None:

@@ -7,7 +7,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from onespike.models.vgg import LAYERS
@@ -132,6 +132,8 @@ class Config:
     )
 
 
+TRUTHS = ("true", "false", "yes", "no", "on", "off", "y", "n")
+"""How YAML and OmegaConf spell truth values."""
 RANGES: dict[str, tuple[str, Any]] = {
     **dict.fromkeys(
         ("validation", "test_images", "hidden", "T", "calibration_images", "calibration_T", "conversion_T", "activity_images",
@@ -154,6 +156,18 @@ RANGES: dict[str, tuple[str, Any]] = {
 }  # fmt: skip
 
 
+LARGEST, SMALLEST = 3.4e38, 1.2e-38
+"""What float32 can hold."""
+LIMITS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("T", "hidden", "batch_size", "accumulate"), (1, 2**16)),
+    **dict.fromkeys(("calibration_T", "conversion_T", "epochs", "patience", "warmup"), (0, 10**5)),
+    "seed": (0, 2**63 - 1),
+    "width": (1e-3, 64),
+    "threshold_scales": (1e-6, 1e6),
+}
+"""What other numbers no run can mean; integers go to 2^31 - 1 and numbers to float32's range where nothing is said here."""
+
+
 def load_config(paths: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
     """Read config files, each on top of those before it, and the key=value pairs on top of all.
 
@@ -173,21 +187,28 @@ def load_config(paths: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
             raise ConfigError(f"--set takes key=value, got {pair!r}")
     layers = [layer for path in paths for layer in read_files(path)]
     merged = OmegaConf.structured(Config)
-    for origin, layer in [*layers, ("--set", OmegaConf.from_dotlist(list(overrides)))]:
+    for origin, layer in [*layers, *(("--set", read_pair(pair)) for pair in overrides)]:
+        require_plain(origin, layer)
         if layer.get("time_gradient") is False:  # YAML reads off as a truth value
             layer.time_gradient = "off"
         try:
             merged = OmegaConf.merge(merged, layer)
         except ConfigKeyError as error:
             raise ConfigError(f"{origin}: unknown setting {error.full_key}{suggestion(error.full_key)}") from error
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"{origin}: {error.full_key or 'settings'}: {str(error).splitlines()[0]}") from error
+        except (OmegaConfBaseException, ArithmeticError, TypeError, ValueError) as error:
+            name, given = getattr(error, "full_key", None), ", ".join(flattened(OmegaConf.to_container(layer)))
+            raise ConfigError(f"{origin}: {name or 'settings'}: {first_line(error)} (in {given[:200]})") from error
     try:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"settings: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"settings: {first_line(error)}") from error
     assert isinstance(config, Config)
     check("", config)
+    for name, training in (("ann", config.ann), ("snn", config.snn)):
+        if training.accumulate > training.batch_size:
+            raise ConfigError(
+                f"{name}.accumulate must be at most {name}.batch_size, {training.batch_size}, got {training.accumulate}"
+            )
     if config.encoder == "temporal" and config.T == 1:
         raise ConfigError("T must be >= 2 for encoder=temporal, whose first spike comes at t = 2, got 1")
     if config.encoder == "temporal" and config.one_step:
@@ -200,6 +221,39 @@ def load_config(paths: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
     return config
 
 
+def first_line(error: Exception) -> str:
+    """Return the part of an error's message that says what is wrong."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+def read_pair(pair: str) -> DictConfig:
+    """Read key=value as a layer of settings."""
+    try:
+        return OmegaConf.from_dotlist([pair])
+    except Exception as error:  # YAML's errors have no common base that OmegaConf exports
+        raise ConfigError(f"--set {pair[:80]!r} is not YAML: {first_line(error)}") from error
+
+
+def require_plain(origin: str, layer: DictConfig) -> None:
+    """Raise a ConfigError for a truth value that is none, which OmegaConf would make one of, and for one that is left open."""
+    types = {name: get_type_hints(Training if "." in name else Config)[entry.name] for name, entry in named_settings(Config)}
+    for name, value in flattened(OmegaConf.to_container(layer)).items():
+        if value == "???":
+            raise ConfigError(f"{origin}: {name} must have a value, got ???")
+        if types.get(name) is not bool or isinstance(value, bool) or str(value).startswith("${"):
+            continue
+        if str(value).lower() not in TRUTHS:
+            raise ConfigError(f"{origin}: {name}: Value '{value}' is not a valid bool")
+
+
+def flattened(settings: Any) -> dict[str, Any]:
+    """Return the settings of a layer by dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= {f"{name}.{below}": one for below, one in value.items()} if isinstance(value, dict) else {str(name): value}
+    return found
+
+
 def read_files(path: Path, based: tuple[Path, ...] = ()) -> list[tuple[str, DictConfig]]:
     """Return a file's settings after those of the files that it, and those in `based`, are based on."""
     if path in based:
@@ -209,11 +263,16 @@ def read_files(path: Path, based: tuple[Path, ...] = ()) -> list[tuple[str, Dict
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # YAML's errors have no common base that OmegaConf exports
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+        raise ConfigError(f"{path} is not YAML: {str(error)[:300]}") from error
     if not isinstance(layer, DictConfig):
         raise ConfigError(f"{path} must hold settings by name, got a {type(layer).__name__}")
-    bases = layer.pop("base", None) or []
-    names = [bases] if isinstance(bases, str) else list(bases)
+    try:
+        bases = layer.pop("base", None) or []
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: base must name files: {first_line(error)}") from error
+    names = list(bases) if isinstance(bases, list | ListConfig) else [bases]
+    if not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{path}: base must name files, got {bases}")
     return [below for name in names for below in read_files(path.parent / name, (*based, path))] + [(str(path), layer)]
 
 
@@ -245,10 +304,28 @@ def check(prefix: str, section: Any) -> None:
         value = getattr(section, entry.name)
         if is_dataclass(value):
             check(f"{entry.name}.", value)
-        elif entry.name in RANGES and value is not None:
+            continue
+        if entry.name in RANGES and value is not None:
             rule, holds = RANGES[entry.name]
-            if not holds(value):
+            if not numeric(value) or not holds(value):
                 raise ConfigError(f"{prefix}{entry.name} must be {rule}, got {value}")
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and not within_limits(entry.name, number):
+                low, high = LIMITS.get(entry.name, (0, 2**31 - 1) if isinstance(number, int) else (SMALLEST, LARGEST))
+                raise ConfigError(f"{prefix}{entry.name} must be a number from {low:g} to {high:g}, got {value}")
+
+
+def numeric(value: Any) -> bool:
+    """Whether a value is a number, or a list of numbers: OmegaConf lets lists hold anything."""
+    return all(isinstance(number, int | float) for number in (value if isinstance(value, list) else [value]))
+
+
+def within_limits(name: str, number: float) -> bool:
+    """Whether a number is one that a run can mean."""
+    if name in LIMITS:
+        low, high = LIMITS[name]
+        return low <= number <= high
+    return number <= 2**31 - 1 if isinstance(number, int) else number == 0 or SMALLEST <= number <= LARGEST
 
 
 def explain() -> str:

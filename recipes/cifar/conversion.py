@@ -1,6 +1,5 @@
 """From the trained ANN to the spiking network of a config."""
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,11 @@ from torch import Tensor, nn
 from cifar.checkpoint import require_one_folder
 from cifar.config import Config
 from cifar.data import Data, Split
-from cifar.results import watch, write_json
+from cifar.folder import digest_of_weights, read_json, write_json
+from cifar.results import watch
 from cifar.training import Runtime, accuracy
-from onespike.conversion import SpikingNetwork, calibrate_thresholds, convert, fit_one_spike
+from onespike.conversion import ConversionError, SpikingNetwork, calibrate_thresholds, convert, fit_one_spike
+from onespike.conversion.calibrate import SilentLayerError
 from onespike.metrics import NetworkHealth
 from onespike.spikingjelly import DirectEncoder, HybridCrossEntropyLoss, HybridEncoder, SingleSpikeLIFNode
 
@@ -26,18 +27,20 @@ IMAGES_TIMES_STEPS = 2000
 def choose_thresholds(path: Path, ann: nn.Module, runtime: Runtime) -> dict[str, Any]:
     """Calibrate the thresholds and take the factor that serves the untrained network best on the validation images.
 
-    The choice is kept in the file `path`, and read from there where it was made before.
+    The choice is kept in the file `path`, bound to the ANN, and read from there where it was made before.
+
+    Raises:
+        CheckpointError: the file was altered, or made from another ANN.
+        ConversionError: a layer is silent, or no threshold of these scales fits float32.
     """
     config, data, fabric = runtime.config, runtime.data, runtime.fabric
     found = path.exists()
     require_one_folder(fabric, path.name, found)
+    made_from = {"ANN": fabric.broadcast(digest_of_weights(ann))}
     if found:
-        return json.loads(path.read_text())
+        return read_json(path, **made_from)
     ann.eval()
-    thresholds = None
-    if config.calibration == "percentile" or config.conversion_images:
-        images = calibration_images(data, config)
-        thresholds = calibrate_thresholds(ann, images, percentile=config.percentile, timesteps=config.calibration_T)
+    thresholds = calibrated(ann, data, config) if config.calibration == "percentile" or config.conversion_images else None
     accuracies = {}
     for scale in config.threshold_scales:
         network = spiking_network(ann, {"thresholds": thresholds, "scale": scale}, data, config)
@@ -47,10 +50,17 @@ def choose_thresholds(path: Path, ann: nn.Module, runtime: Runtime) -> dict[str,
         "scale": max(accuracies, key=lambda scale: accuracies[scale]),
         "validation_accuracy": {str(scale): percent for scale, percent in accuracies.items()},
     }
-    choice = fabric.broadcast(choice)
-    if fabric.is_global_zero:
-        write_json(path, choice)
-    return choice
+    return fabric.broadcast(write_json(path, choice, **made_from) if fabric.is_global_zero else choice)
+
+
+def calibrated(ann: nn.Module, data: Data, config: Config) -> dict[str, float]:
+    """Return the thresholds by the percentile; where a layer is silent, say by which settings it could speak."""
+    images = calibration_images(data, config)
+    try:
+        return calibrate_thresholds(ann, images, percentile=config.percentile, timesteps=config.calibration_T)
+    except SilentLayerError as error:
+        settings = f"calibration_T={config.calibration_T}, percentile={config.percentile:g} or ann.epochs={config.ann.epochs}"
+        raise ConversionError(f"{error.found}: begin again with more than {settings}") from error
 
 
 def calibration_images(data: Data, config: Config) -> Tensor:
@@ -62,7 +72,10 @@ def spiking_network(ann: nn.Module, conversion: dict[str, Any], data: Data, conf
     """Convert the ANN into the spiking network of the config, by a choice of `choose_thresholds`."""
     images, thresholds, scale = calibration_images(data, config), conversion["thresholds"], conversion["scale"]
     if config.calibration == "one_spike":
-        ann, thresholds = fit_one_spike(ann, images, threshold_factor=scale)
+        try:
+            ann, thresholds = fit_one_spike(ann, images, threshold_factor=scale)
+        except ConversionError as error:
+            raise ConversionError(f"calibration=one_spike, threshold_scales=[{scale}]: {error}") from error
         scale = 1.0
     if config.encoder == "direct":
         encoder: nn.Module = DirectEncoder(config.T)
@@ -80,16 +93,21 @@ def spiking_network(ann: nn.Module, conversion: dict[str, Any], data: Data, conf
         temporal_gradient=config.temporal_gradient,
         backend=config.backend,
     )
-    network = convert(
-        ann,
-        images,
-        threshold_scale=scale,
-        thresholds=thresholds,
-        leak=config.leak,
-        neuron=neuron,
-        encoder=encoder,
-        dropout=config.snn_dropout,
-    )
+    try:
+        network = convert(
+            ann,
+            images,
+            threshold_scale=scale,
+            thresholds=thresholds,
+            leak=config.leak,
+            neuron=neuron,
+            encoder=encoder,
+            dropout=config.snn_dropout,
+        )
+    except ConversionError:
+        raise
+    except ValueError as error:  # numbers of the ANN and of settings that are in range, but whose product is not
+        raise ConversionError(f"the ANN cannot be converted by threshold_scales={config.threshold_scales}: {error}") from error
     network.readout.beta = config.beta * network.readout.v_threshold.item()
     network.readout.time_gradient = config.time_gradient
     network.readout.v_threshold.requires_grad_(config.time_gradient != "off")

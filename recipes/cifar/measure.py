@@ -1,10 +1,8 @@
 """How long the parts of a run take on the device at hand, by doing a little of each."""
 
-import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,17 +35,6 @@ class Times:
     rest: float
 
 
-@contextmanager
-def termination_as_it_was() -> Iterator[None]:
-    """Put back what SIGTERM did before."""
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-
-
-@termination_as_it_was()
 def measure(config: Config, data: Data, fabric: Fabric, ann: torch.nn.Module, ann_loss: Loss, *, recorded: bool) -> Times:
     """Time training steps and evaluation with an untrained network; weights change, files are not left behind.
 
@@ -64,8 +51,8 @@ def measure(config: Config, data: Data, fabric: Fabric, ann: torch.nn.Module, an
     network = spiking_network(ann.eval(), {"thresholds": dict.fromkeys(neurons_of(ann), 1.0), "scale": scale}, data, config)
     converting = time.monotonic() - began
     loss = snn_loss(config, ann, fabric)
-    with tempfile.TemporaryDirectory() as folder:
-        runtime = Runtime(config, data, fabric, Termination(), float("inf"), recorded)
+    with tempfile.TemporaryDirectory() as folder, Termination() as termination:
+        runtime = Runtime(config, data, fabric, termination, float("inf"), recorded)
 
         def epoch(stage: Stage, model: torch.nn.Module) -> float:
             trainer = Trainer(stage, model, runtime)

@@ -16,6 +16,8 @@ from torch import Tensor
 from onespike.conversion.storage import write_atomically
 
 MAGIC = b"onespike piece 1\n"
+MOST = 10_000
+"""Pieces of a network, at most."""
 FEW = 64
 """So many numbers, at most, are kept as they are: leaks, thresholds, an encoder's range."""
 
@@ -75,26 +77,51 @@ def read_pieces(paths: Sequence[Path]) -> list[tuple[dict[str, Any], dict[str, T
     """
     networks: dict[str, dict[int, tuple[dict[str, Any], bytes]]] = {}
     for path in paths:
-        header, part = read_piece(path)
-        identity = json.dumps([header["whole"], header["count"]])
-        networks.setdefault(identity, {})[header["index"]] = header, part
+        try:
+            header, part = read_piece(path)
+            identity = json.dumps([header["whole"], header["count"]])
+            networks.setdefault(identity, {})[header["index"]] = header, part
+            require_description(header)
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise PieceError(f"{path} does not describe a network ({error!r}): export it again") from error
     found = []
     for pieces in networks.values():
-        header, _ = next(iter(pieces.values()))
-        whole, count = header["whole"], header["count"]
-        missing = [str(index) for index in range(1, count + 1) if index not in pieces]
-        if missing:
-            raise PieceError(f"{named(whole['about'])}: piece {', '.join(missing)} of {count} is missing")
-        content = b"".join(pieces[index][1] for index in range(1, count + 1))
-        if hashlib.sha256(content).hexdigest() != whole["sha256"]:
-            raise PieceError(f"{named(whole['about'])}: its pieces do not have its SHA-256 together")
-        flat = torch.frombuffer(bytearray(content), dtype=torch.float16).float()
-        sizes = [prod(shape) for shape in whole["shapes"].values()]
-        state = {
-            name: values.view(shape) for (name, shape), values in zip(whole["shapes"].items(), flat.split(sizes), strict=True)
-        }
-        found.append((whole["about"], state | {name: torch.tensor(number) for name, number in whole["numbers"].items()}))
+        try:
+            found.append(assemble(pieces))
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, PieceError):
+                raise
+            raise PieceError(f"a network's pieces do not describe it ({error!r}): export it again") from error
     return found
+
+
+def assemble(pieces: dict[int, tuple[dict[str, Any], bytes]]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return (about, state) of the network that these are the pieces of."""
+    header, _ = next(iter(pieces.values()))
+    whole, count = header["whole"], header["count"]
+    missing = [str(index) for index in range(1, count + 1) if index not in pieces]
+    if missing:
+        raise PieceError(f"{named(whole['about'])}: piece {', '.join(missing)} of {count} is missing")
+    content = b"".join(pieces[index][1] for index in range(1, count + 1))
+    if hashlib.sha256(content).hexdigest() != whole["sha256"]:
+        raise PieceError(f"{named(whole['about'])}: its pieces do not have its SHA-256 together")
+    sizes = [prod(shape) for shape in whole["shapes"].values()]
+    if 2 * sum(sizes) != len(content):
+        raise PieceError(f"{named(whole['about'])}: its pieces do not hold the numbers that they describe: export it again")
+    flat = torch.frombuffer(bytearray(content), dtype=torch.float16).float()
+    state = {name: values.view(shape) for (name, shape), values in zip(whole["shapes"].items(), flat.split(sizes), strict=True)}
+    numbers = {name: torch.tensor(number, dtype=torch.float32) for name, number in whole["numbers"].items()}
+    return whole["about"], state | numbers
+
+
+def require_description(header: dict[str, Any]) -> None:
+    """Raise a ValueError, or what Python does, unless a piece says which of how many it is, and of what network."""
+    whole = header["whole"]
+    stage, row, network = (whole["about"][name] for name in ("stage", "row", "network"))
+    if not isinstance(header["index"], int) or not 1 <= header["index"] <= header["count"] or header["count"] > MOST:
+        raise ValueError(f"piece {header['index']} of {header['count']}")
+    if stage not in ("ann", "snn") or not isinstance(row, str) or not isinstance(network, dict):
+        raise ValueError(f"stage {stage} of row {row}")
 
 
 def read_piece(path: Path) -> tuple[dict[str, Any], bytes]:

@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
 from cifar.config import Config
 from cifar.data import CLASSES, STATISTICS, Split
+from cifar.figures import write_figures
 from cifar.provenance import commit, cpu_model, installed
 from cifar.training import evaluation_batch
 from onespike import plots
@@ -26,9 +26,6 @@ from onespike.functional import Readout, predict
 from onespike.functional.readout import RULES
 from onespike.metrics import SpikingActivity, energy
 from onespike.metrics.energy import ACCOUNTINGS, TECHNOLOGIES
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 PACKAGES = ("onespike", "torch", "torchvision", "spikingjelly", "lightning-fabric", "triton", "cupy-cuda12x")
 SHOWN_IMAGES = 500
@@ -82,11 +79,6 @@ def provenance(fabric: Fabric) -> dict[str, Any]:
         "commit": sha,
         "changed": changed,
     }
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file in one step."""
-    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
@@ -198,11 +190,7 @@ def draw(folder: Path, network: SpikingNetwork, test: Split, results: dict[str, 
         for name in ("activity", "leak", "threshold"):
             layers = {layer: [entry[name][layer] for entry in snn] for layer in snn[0][name]}
             figures[f"{name}_by_epoch"] = partial(curve, layers, {"activity": "spikes per neuron"}.get(name, name))
-    for name, plot in figures.items():
-        figure, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
-        plot(ax=ax)
-        figure.savefig(folder / f"{name}.png", dpi=150)
-        plt.close(figure)
+    write_figures(folder, figures)
 
 
 def curve(series: dict[str, list[float]], label: str, *, ax: Any) -> None:

@@ -7,7 +7,8 @@ weights, the optimiser and the number of steps taken are the whole state.
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -25,6 +26,7 @@ from cifar.graph import Replayed, capture
 from cifar.guard import DeadTrainingError, TrainingError, at_chance, never_rose, why_dead
 from cifar.loss import Loss
 from cifar.optimizer import STATES, make_optimizer, rate, set_rate
+from cifar.output import OutputError, complain, say
 from cifar.termination import TERMINATED, Termination
 from onespike.optim import centralize_gradients
 from onespike.spikingjelly import project_net
@@ -87,7 +89,7 @@ class Runtime:
         config: settings of the run.
         data: the training split is learnt, the validation split measured after each epoch.
         fabric: launched.
-        termination: SIGTERM's handler; while a network is trained the signal saves a checkpoint and ends the process.
+        termination: what SIGTERM and the like do; while a network is trained they save a checkpoint and end the process.
         save_every: seconds between checkpoints, beside the first, the last and that of a signal.
         recorded: replay steps as a CUDA graph.
         until: name of a stage -> time.monotonic() at which it ends, wherever it is.
@@ -125,9 +127,7 @@ class Trainer:
             weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
             stage.checkpoints.require_space((1 + STATES[stage.settings.optimizer]) * weights)
         if saved is not None:
-            network.load_state_dict(saved["network"])
-            optimizer.load_state_dict(saved["optimizer"])
-            self.progress = Progress(**saved["progress"])
+            self.restore(saved, optimizer)
             self.saved_step = self.progress.step
             self.total = self.progress.step if self.progress.cut else self.total
         require_one_folder(self.fabric, f"the step of {stage.name}", self.saved_step)
@@ -140,6 +140,20 @@ class Trainer:
         self.started = time.monotonic() - self.progress.seconds
         self.saved_at = -math.inf if saved is None else time.monotonic()
 
+    def restore(self, saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+        """Go back to what a checkpoint holds."""
+        checkpoints = self.stage.checkpoints
+        try:
+            self.network.load_state_dict(saved["network"])
+            optimizer.load_state_dict(saved["optimizer"])
+            self.progress = Progress(**saved["progress"])
+            require_progress(self.progress)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            what = " ".join(str(error).split())[:300]
+            raise checkpoints.unusable(f"is not of this network ({type(error).__name__}: {what})") from error
+        if broken := self.broken_weights():
+            raise checkpoints.unusable(f"holds NaN or infinite weights, {', '.join(broken)}")
+
     def fit(self) -> Progress:
         """Take the steps that are left; return the progress, complete."""
         stage, progress, settings = self.stage, self.progress, self.stage.settings
@@ -150,7 +164,7 @@ class Trainer:
         )
         order: Epoch | None = None
         self.network.train()
-        with bar, self.runtime.termination.deferred():
+        with bar, self.runtime.termination.deferred(), self.failing_numbers():
             self.save_if_due()
             while progress.step < self.total:
                 epoch, position = divmod(progress.step, self.steps_per_epoch)
@@ -165,10 +179,17 @@ class Trainer:
                     self.close_epoch(epoch, min(first + settings.batch_size, len(self.data.train)))
                     bar.set_postfix(shortened(progress.history[-1]))
                     if shown and bar.disable:  # no terminal
-                        print(self.line(), flush=True)
+                        self.say(self.line())
                 self.save_if_due()
         self.replayed = None  # the recording has memory of its own
         return progress
+
+    def say(self, text: str) -> None:
+        """Print a line; where nobody takes it, the run is saved and ends at the next look."""
+        try:
+            say(text)
+        except OutputError as error:
+            self.runtime.termination.lose(error)
 
     def line(self) -> str:
         """Say how the latest epoch went, for logs."""
@@ -246,6 +267,7 @@ class Trainer:
     def close_epoch(self, epoch: int, seen: int) -> None:
         """Add an epoch, over `seen` images, to the history."""
         stage, fabric = self.stage, self.fabric
+        self.require_finite_loss()
         if stage.timesteps is not None:
             self.network.T = self.runtime.config.T
         entry = {
@@ -284,15 +306,19 @@ class Trainer:
             return
         fabric, progress = self.fabric, self.progress
         due = progress.step == self.total or time.monotonic() - self.saved_at > self.runtime.save_every
-        stopping = self.runtime.termination.requested
+        termination = self.runtime.termination
+        stopping = termination.status > 0
         if fabric.world_size > 1:  # all processes have to do the same after the same step
             asked = torch.tensor([due, stopping], dtype=torch.float32, device=fabric.device)
             due, stopping = (fabric.all_reduce(asked, reduce_op="sum") > 0).tolist()
         if due or stopping:
             self.save()
         if stopping:
-            fabric.print(f"stopped by SIGTERM after step {progress.step} of {self.stage.name}: --resume goes on from there")
-            raise SystemExit(TERMINATED)
+            termination.ask(TERMINATED, "a signal to another process")
+            if fabric.is_global_zero:
+                stopped = f"stopped by {termination.reason} after step {progress.step} of {self.stage.name}"
+                (complain if termination.output_lost else self.say)(f"{stopped}: {termination.hint}")
+            raise SystemExit(termination.status)
 
     def save(self) -> None:
         """Save a checkpoint, unless this step's is there already."""
@@ -309,8 +335,7 @@ class Trainer:
             self.network.train()
             if T is not None:
                 self.network.T = T
-        broken = [name for name, parameter in self.network.named_parameters() if not parameter.isfinite().all()]
-        if broken:
+        if broken := self.broken_weights():
             raise TrainingError(self.not_finite(f"the weights {', '.join(broken)}"))
         progress.seconds = time.monotonic() - self.started
         progress.loss, progress.hits = self.fabric.all_reduce(torch.stack([self.loss, self.hits]), reduce_op="sum").tolist()
@@ -322,6 +347,22 @@ class Trainer:
             }
             self.stage.checkpoints.save(progress.step, state)
         self.saved_step = progress.step
+
+    @contextmanager
+    def failing_numbers(self) -> Iterator[None]:
+        """Turn what a network says about NaN and infinite numbers inside into a TrainingError; other errors pass."""
+        try:
+            yield
+        except ValueError as error:
+            if broken := self.broken_weights():
+                raise TrainingError(self.not_finite(f"the weights {', '.join(broken)}")) from error
+            if "finite" in str(error):  # currents that have left their range, by weights that have not
+                raise TrainingError(self.not_finite(f"a number in the network ({error})")) from error
+            raise
+
+    def broken_weights(self) -> list[str]:
+        """Return the names of the parameters that are not finite."""
+        return [name for name, parameter in self.network.named_parameters() if not parameter.isfinite().all()]
 
     def require_finite_loss(self) -> None:
         """Raise a TrainingError unless the losses so far are finite."""
@@ -355,7 +396,17 @@ class Trainer:
         """Say what became NaN or infinite, and what to do."""
         name = self.stage.name
         when = f"{what} became NaN or infinite by step {self.progress.step}"
-        return f"{when}: {self.stage.checkpoints.last()}; lower {name}.lr or set {name}.clip"
+        also = "" if self.stage.timesteps is None else " or gamma"  # which multiplies gradients layer by layer
+        return f"{when}: {self.stage.checkpoints.last()}; lower {name}.lr{also} or set {name}.clip"
+
+
+def require_progress(progress: Progress) -> None:
+    """Raise a ValueError unless the progress of a checkpoint is made of finite numbers and of epochs."""
+    numbers = (progress.step, progress.seconds, progress.loss, progress.hits)
+    if progress.step < 0 or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"progress must be finite numbers >= 0, got {numbers}")
+    if not all(math.isfinite(entry["validation_accuracy"]) and entry["stage"] for entry in progress.history):
+        raise ValueError("history must hold epochs")
 
 
 def phase_of(epoch: int, epochs: int, timesteps: Callable[[int], int] | None) -> tuple[int, int]:

@@ -15,6 +15,18 @@ KEPT_BYTES = 2**30
 """Currents of a layer that are kept, from when its threshold is sought until its spikes are; the others are computed twice."""
 
 
+class SilentLayerError(ConversionError):
+    """A layer of an ANN gets no positive input on the calibration images.
+
+    Attributes:
+        found: which layer, and what it gets; the message names the remedy, too.
+    """
+
+    def __init__(self, found: str) -> None:
+        super().__init__(f"{found}: raise timesteps or the percentile, or train the ANN further")
+        self.found = found
+
+
 @torch.no_grad()
 def calibrate_thresholds(
     ann: nn.Module, images: Tensor, *, percentile: float = 99.7, timesteps: int = 200, batch_size: int = 128
@@ -65,10 +77,10 @@ def calibrate_thresholds(
         layer = layers[position]
         stage = Stage([modules[between.name] for between in layers[before + 1 : position]], sources, timesteps)
         highest = stage.highest_percentile(percentile)
-        if highest <= 0:
-            raise ConversionError(
+        if not 0 < highest < float("inf"):
+            raise SilentLayerError(
                 f"{layer.name}: the {percentile} percentile of its input current is {highest:.4g}, not above 0: "
-                "the layer is silent on these images: raise timesteps or the percentile, or train the ANN further"
+                "the layer is silent on these images"
             )
         thresholds[layer.name] = highest
         if position != neurons[-1]:

@@ -7,6 +7,7 @@ A folder holds `network.json` and the weights file that it names. The weights ar
 import hashlib
 import json
 import os
+import secrets
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from onespike.conversion.network import CorruptModelError, SpikingNetwork
 from onespike.spikingjelly import DirectEncoder, HybridEncoder, SingleSpikeLIFNode, SpikeTimeReadout
 
 try:
+    import safetensors
     import safetensors.torch
 except ImportError as error:
     raise ImportError('saving and loading networks needs safetensors: pip install "onespike[recipes]"') from error
@@ -29,6 +31,26 @@ FORMAT = 1
 FILE = "network.json"
 NODE_SETTINGS = ("gamma", "single_spike", "grad_after_spike", "temporal_gradient", "per_channel", "backend")
 READOUT_SETTINGS = ("beta", "time_gradient")
+FLAGS = (
+    *("single_spike", "grad_after_spike", "temporal_gradient", "ceil_mode", "count_include_pad", "bias"),
+    *("analogue", "temporal"),
+)
+REALS = ("gamma", "beta", "p")
+SPATIAL = ("kernel_size", "stride", "padding", "dilation", "output_size")
+OPTIONAL = ("per_channel", "divisor_override", "output_size")
+CHECKED = ("kind", "intensity_range", "backend", "padding_mode", "time_gradient")
+"""Kinds of constructor arguments: flags, numbers, integers, one for each axis or None, and what constructors check."""
+MEANINGLESS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    safetensors.SafetensorError,
+)
+"""What building a network from nonsense raises."""
 
 
 def save(network: SpikingNetwork, folder: Path) -> None:
@@ -118,15 +140,49 @@ def load(network_class: type[Network], folder: Path) -> Network:
         raise CorruptModelError(f"{path} does not have the SHA-256 that {FILE} records: the file was truncated or altered")
 
     try:
-        network = build(network_class, document["structure"])
+        structure = document["structure"]
+        require_kinds(structure)
+        network = build(network_class, structure)
         network.load_state_dict(safetensors.torch.load(weights), assign=True)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise CorruptModelError(f"{folder / FILE} does not describe the network of {path.name}: {error!r}") from error
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name not in document["structure"]["frozen"])
-    if document["structure"].get("step_mode", "m") != "m":  # older files do not say
-        set_step_mode(network, document["structure"]["step_mode"])
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name not in structure["frozen"])
+        if structure.get("step_mode", "m") != "m":  # older files do not say
+            set_step_mode(network, structure["step_mode"])
+    except MEANINGLESS as error:
+        what = " ".join(str(error).split())[:500]
+        raise CorruptModelError(
+            f"{folder / FILE} does not describe the network of {path.name} ({type(error).__name__}: {what}): "
+            "save the network again, or delete the folder"
+        ) from error
     return network.eval()
+
+
+def require_kinds(structure: dict[str, Any]) -> None:
+    """Raise a TypeError for an argument of another kind than `describe` gives it: some layers would say so only when called."""
+    arguments = [entry["arguments"] for entry in structure["layers"]]
+    for values in (structure["encoder"], *arguments, structure["readout"]):
+        for name, value in values.items():
+            if not fits(name, value):
+                raise TypeError(f"{name} = {str(value)[:100]}")
+    if not all(isinstance(entry["name"], str) for entry in structure["layers"]) or not isinstance(structure["frozen"], list):
+        raise TypeError("layers must have names, and frozen must be a list of them")
+
+
+def fits(name: str, value: Any) -> bool:
+    """Whether a value is of the kind that the constructor's argument of this name has."""
+    if name in CHECKED or (name == "padding" and value in ("same", "valid")):
+        return True
+    if name in FLAGS:
+        return isinstance(value, bool)
+    if name in REALS:
+        return type(value) in (int, float)
+    if value is None:
+        return name in OPTIONAL
+    numbers = value if isinstance(value, list) and value and name in SPATIAL else [value]
+    low, high = {"padding": (0, 2**16), "start_dim": (-8, 8), "end_dim": (-8, 8)}.get(name, (1, 2**31))
+    return all(
+        (type(number) is int and low <= number < high) or (number is None and name == "output_size") for number in numbers
+    )
 
 
 def build(network_class: type[Network], structure: dict[str, Any]) -> Network:
@@ -153,7 +209,7 @@ def read_document(path: Path) -> dict[str, Any]:
         document = json.loads(content)
         known, whole = document["format"] == FORMAT, document["structure_sha256"] == digest(document["structure"])
         names = document["weights"], document["weights_sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptModelError(f"{path} is not a network description: {error!r}") from error
     if not known:
         raise CorruptModelError(f"{path} has format {document['format']!r}, this version of onespike reads format {FORMAT}")
@@ -227,13 +283,19 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise CorruptModelError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a name that no file can have
+        raise CorruptModelError(f"{str(path)!r} cannot be read: {error}") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write, flush to the disk and rename, so that `path` never holds half of `content`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write, flush to the disk and rename, so that `path` never holds half of `content`.
+
+    Raises:
+        OSError: it cannot be written; the error names `path`, which is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # nobody can have put a link of that name there
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
