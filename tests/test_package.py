@@ -1,10 +1,14 @@
 """The package as an installed thing: imports, layers, metadata."""
 
 import ast
+import email
 import importlib.metadata
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -21,17 +25,25 @@ def test_importing_onespike_needs_torch_alone():
 
 
 @pytest.mark.parametrize(
-    ("host", "message"),
+    ("host", "modules", "message"),
     [
-        ("spikingjelly", "onespike.spikingjelly needs SpikingJelly: pip install spikingjelly"),
-        ("snntorch", 'onespike.snntorch needs snnTorch: pip install "onespike[snntorch]"'),
+        (
+            "spikingjelly",
+            "spikingjelly conversion metrics pretrained",
+            "onespike.spikingjelly needs SpikingJelly: pip install spikingjelly",
+        ),
+        ("snntorch", "snntorch", 'onespike.snntorch needs snnTorch: pip install "onespike[snntorch]"'),
     ],
 )
-def test_a_missing_host_names_the_remedy(host, message):
-    code = f"import sys; sys.modules['{host}'] = None; import onespike.{host}"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert result.returncode != 0
-    assert f"ImportError: {message}" in result.stderr
+def test_a_missing_host_names_the_remedy(host, modules, message):
+    code = (
+        f"import importlib, sys; sys.modules['{host}'] = None\n"
+        f"for module in {modules.split()}:\n"
+        "    try: importlib.import_module(f'onespike.{module}')\n"
+        "    except ImportError as error: print(error)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines() == [message] * len(modules.split())
 
 
 def test_neither_host_needs_the_other():
@@ -71,3 +83,50 @@ def test_version_and_extras():
     assert {"snntorch", "cupy-cuda12x", "cupy-cuda13x", "recipes", "nir", "dev"} <= set(metadata.get_all("Provides-Extra"))
     assert metadata["License-Expression"] == "Apache-2.0"
     assert (ROOT / "py.typed").exists()
+
+
+def run_setuptools(call, folder):
+    """Run a hook of the build backend in a folder, without a network, and return the name that it gives."""
+    code = f"from setuptools import build_meta; print(build_meta.{call}, file=open('name', 'w'))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return (folder / "name").read_text().strip()
+
+
+def files_below(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The repository copied, the sdist made of it and unpacked, and the wheel made of that."""
+    repository, out = tmp_path_factory.mktemp("repository"), tmp_path_factory.mktemp("built")
+    ignored = [line.rstrip("/") for line in (ROOT.parents[1] / ".gitignore").read_text().splitlines()]
+    ignore = shutil.ignore_patterns(".git", *ignored)
+    shutil.copytree(ROOT.parents[1], repository, ignore=ignore, dirs_exist_ok=True)
+    files = files_below(repository)
+    with tarfile.open(out / run_setuptools(f"build_sdist({str(out)!r})", repository)) as sdist:
+        sdist.extractall(out, filter="data")
+    (unpacked,) = (path for path in out.iterdir() if path.is_dir())
+    contents = files_below(unpacked)
+    return files, contents, zipfile.ZipFile(out / run_setuptools(f"build_wheel({str(out)!r})", unpacked))
+
+
+def test_the_sdist_holds_the_repository(built):
+    repository, sdist, _ = built
+    assert {"tests/cuda_shim/cuda_on_cpu.h", "recipes/configs/digits.yaml", ".ci/run"} <= repository
+    made = {"PKG-INFO", "setup.cfg"}
+    assert {file for file in sdist - made if not file.startswith("plugin/onespike.egg-info/")} == repository
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(built):
+    repository, _, wheel = built
+    package = {file.removeprefix("plugin/") for file in repository if file.startswith("plugin/")}
+    assert {"onespike/py.typed", "onespike/kernels/lif.cu", "onespike/pretrained/cifar10_vgg6_small/network.json"} <= package
+    folder = f"onespike-{onespike.__version__}.dist-info/"
+    assert {file for file in wheel.namelist() if not file.startswith(folder)} == package
+    assert f"{folder}licenses/LICENSE" in wheel.namelist()
+    metadata = email.message_from_bytes(wheel.read(f"{folder}METADATA"))
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert metadata.get_payload().strip() == (ROOT.parents[1] / "README.md").read_text().strip()

@@ -1,5 +1,6 @@
 """From a trained ANN to a single-spike network: thresholds, conversion, saving and loading (Section V)."""
 
+import onespike.spikingjelly  # noqa: F401  (first, for it names the remedy where SpikingJelly is missing)
 from onespike.conversion.calibrate import calibrate_thresholds
 from onespike.conversion.chain import ConversionError
 from onespike.conversion.convert import convert
