@@ -3,6 +3,7 @@
 import ast
 import email
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import onespike
 
@@ -130,3 +132,23 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert metadata.get_payload().strip() == (ROOT.parents[1] / "README.md").read_text().strip()
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu", "nightly"])
+def test_workflows_run_what_the_repository_holds(name):
+    repository = ROOT.parents[1]
+    workflow = yaml.safe_load((repository / ".github" / "workflows" / f"{name}.yml").read_text())
+    triggers = workflow[True]  # YAML's reading of `on`
+    assert ("pull_request" in triggers) == (name == "cpu")
+    (job,) = workflow["jobs"].values()
+    assert job["timeout-minutes"]
+    commands = "\n".join(step["run"] for step in job["steps"] if ("uses" in step) != ("run" in step) and "run" in step)
+    paths = [repository / path for path in re.findall(r"(?:\.ci|tests|benchmarks)/[\w.]+", commands)]
+    assert {"cpu": ".ci/run", "gpu": "benchmarks/on_gpu.sh", "nightly": ".ci/nightly"}[name] in commands
+    assert all(path.exists() for path in paths)
+    scripts = [path for path in paths if path.suffix != ".py"]
+    assert all(
+        os.access(path, os.X_OK) and not subprocess.run(["bash", "-n", path], check=False).returncode for path in scripts
+    )
+    for part in job.get("strategy", {}).get("matrix", {}).get("part", []):
+        assert f"[{part}]" in (repository / ".ci" / "nightly").read_text()

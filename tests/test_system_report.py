@@ -100,3 +100,35 @@ def test_warnings_stand_in_the_line_of_what_gave_them():
         return False
 
     assert system.attempt(look) == "False; warning: the driver is too old"
+
+
+def test_the_commit_is_that_of_our_clone_and_of_no_other(tmp_path, monkeypatch):
+    def git(*arguments):
+        identity = ["-c", "user.name=n", "-c", "user.email=e"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    package = tmp_path / "onespike" / "__init__.py"
+    package.parent.mkdir()
+    package.touch()
+    monkeypatch.setattr(system.onespike, "__file__", str(package))
+    assert system.commit() == "not a clone"
+    git("init")
+    git("commit", "--allow-empty", "-m", "another project's")
+    assert system.commit() == "not a clone"
+    git("add", ".")
+    git("commit", "-m", "ours")
+    assert len(system.commit()) == 40
+    package.write_text("changed")
+    assert system.commit().endswith(" with uncommitted changes")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert system.commit() == "unknown (there is no git)"
+
+
+def test_variables_of_the_environment_that_matter_are_named(monkeypatch):
+    for name in list(os.environ):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert system.settings() == "none"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert system.settings() == "CUDA_VISIBLE_DEVICES=, OMP_NUM_THREADS=1"

@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import shutil
 import subprocess
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import torch
 import onespike
 from onespike.functional.backends import BACKENDS, resolve_backend, why_unavailable
 
-PACKAGES = ("spikingjelly", "snntorch", "triton")
+PACKAGES = ("spikingjelly", "snntorch", "triton", "numpy", "torchvision", "safetensors", "nir", "lightning-fabric")
 SMALL, LARGE = 1, 2**40
 """Elements of an input that is small, and of one that is large, by any rule."""
 
@@ -37,6 +38,26 @@ def package(name: str) -> str:
     except importlib.metadata.PackageNotFoundError:
         spec = importlib.util.find_spec(name)
         return "not installed" if spec is None else f"of unknown version, at {spec.origin}"
+
+
+def commit() -> str:
+    """Return the commit of the clone that the package lies in, and whether files there differ from it."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(onespike.__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout.strip()
+
+    if shutil.which("git") is None:
+        return "unknown (there is no git)"
+    if not git("ls-files", "__init__.py"):  # an environment may lie in the clone of another project
+        return "not a clone"
+    return git("rev-parse", "HEAD") + (" with uncommitted changes" if git("status", "--porcelain", "--", ".") else "")
+
+
+def settings() -> str:
+    """Return the environment's variables that change what runs and how fast."""
+    prefixes = ("CUDA_", "KMP_", "MKL_", "NVIDIA_", "OMP_", "PYTORCH_", "TORCH", "TRITON_")
+    return ", ".join(f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(prefixes)) or "none"
 
 
 def cupy() -> str:
@@ -97,6 +118,7 @@ def torch_build() -> str:
 def report() -> Iterator[tuple[str, str]]:
     """Yield the lines: what each is about, and what was found."""
     yield "onespike", f"{onespike.__version__}, {Path(onespike.__file__).parent}"
+    yield "commit", attempt(commit)
     yield "python", attempt(lambda: f"{platform.python_version()}, {platform.platform()}")
     yield "torch", attempt(torch_build)
     for name in PACKAGES:
@@ -104,6 +126,7 @@ def report() -> Iterator[tuple[str, str]]:
     yield "cupy", attempt(cupy)
     yield "NVIDIA driver", attempt(driver)
     yield "cpu", attempt(cpu)
+    yield "environment", attempt(settings)
 
     available = attempt(torch.cuda.is_available)
     usable = available.startswith("True")
