@@ -1,9 +1,9 @@
 """From a trained ANN to a single-spike network: thresholds, conversion, saving and loading (Section V)."""
 
 from onespike.conversion.calibrate import calibrate_thresholds
-from onespike.conversion.chain import ConversionError
 from onespike.conversion.convert import convert
 from onespike.conversion.network import CorruptModelError, SpikingNetwork
 from onespike.conversion.one_spike import fit_one_spike
+from onespike.conversion.rules import ConversionError
 
 __all__ = ["ConversionError", "CorruptModelError", "SpikingNetwork", "calibrate_thresholds", "convert", "fit_one_spike"]
