@@ -2,13 +2,15 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from onespike.conversion.calibrate import build_modules, calibrate_thresholds
-from onespike.conversion.chain import NEURON, ConversionError, Layer, check_images, read_chain
+from onespike.conversion.assemble import Assembly, largest
+from onespike.conversion.calibrate import calibrate_thresholds
 from onespike.conversion.network import SpikingNetwork
+from onespike.conversion.rules import NEURON, ConversionError, Layer, check_images, read_ann, with_dropout
 from onespike.functional.checks import check_positive, check_T
 from onespike.spikingjelly import HybridEncoder, SingleSpikeLIFNode, SpikeTimeReadout
 
@@ -31,13 +33,17 @@ def convert(
     timesteps: int = 200,
     batch_size: int = 128,
 ) -> SpikingNetwork:
-    """Convert a bias-free feed-forward ANN into a hybrid-encoded single-spike network of the same weights.
+    """Convert a feed-forward ANN into a hybrid-encoded single-spike network of the same weights.
 
     Every ReLU becomes a neuron whose threshold is `threshold_scale` times the calibrated one; the last layer feeds a readout
-    with V_L at the median of its half-way potential. The ANN is left as it was; the network is in the same mode, train or eval.
+    with V_L at the median of its half-way potential. Batch norm is folded into the layer before it, maximum pools become
+    `SpikeMaxPool`, and weights and biases take up what a spike stands for where branches meet. A bias acts when the analogue
+    image does: once, at t = 1, behind a `HybridEncoder`, at every step behind any other. The ANN is left as it was; the
+    network is in the same mode, train or eval.
 
     Args:
-        ann: any torch.fx-traceable chain of Conv, Linear, ReLU, AvgPool, Flatten and Dropout without biases.
+        ann: any torch.fx-traceable network of Conv, Linear, BatchNorm behind them, ReLU, AvgPool, MaxPool behind a ReLU,
+            Flatten, Dropout, sums and concatenations of channels. `compare` says what became of each.
         images: calibration images from the training set, [N, *], as the ANN takes them.
         T: number of time steps.
         threshold_scale: factor on all hidden thresholds. It matters more than anything else: choose it on validation data.
@@ -57,7 +63,7 @@ def convert(
         The spiking network, on the device of the ANN.
 
     Raises:
-        ConversionError: the ANN cannot be converted; the message names the module and the remedy.
+        ConversionError: the ANN cannot be converted; the message names every module in the way and the remedy.
         TypeError, ValueError: an argument leaves its range.
     """
     T = check_T(T)
@@ -65,34 +71,38 @@ def convert(
     if dropout is not None and not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1) or None, got {dropout}")
     batch_size = check_T(batch_size, name="batch_size")
-    layers, weights = read_chain(ann)
-    check_images(layers, images)
+    plan = read_ann(ann)
+    check_images(plan.layers, images)
     if not len(images):
         raise ValueError(f"images must hold at least one image, got shape {tuple(images.shape)}")
     if thresholds is None:
         thresholds = calibrate_thresholds(ann, images, percentile=percentile, timesteps=timesteps, batch_size=batch_size)
-    missing = [layer.name for layer in layers if layer.kind == NEURON and layer.name not in thresholds]
+    missing = [layer.name for layer in plan.layers if layer.kind == NEURON and layer.name not in thresholds]
     if missing:
         raise ValueError(f"thresholds must name every ReLU of the ANN, {', '.join(missing)} missing")
     if dropout is not None:
-        layers = [
-            Layer(layer.name, layer.kind, {"p": dropout}) if layer.kind.startswith("Dropout") else layer for layer in layers
-        ]
+        plan = replace(plan, layers=with_dropout(plan.layers, dropout))
 
     if encoder is None:
         encoder = HybridEncoder(T, intensity_range_of(images))
-    encoder, unit = in_unit_of_spikes(encoder)
-    first = next((layer.name for layer in layers if layer.kind == NEURON), "")
-    thresholds = {name: value / unit if name == first else value for name, value in thresholds.items()}
+    encoder, image_unit = in_unit_of_spikes(encoder)
+    once = isinstance(encoder, HybridEncoder)
+    assembly = Assembly(plan, images, lambda _, layer: thresholds[layer.name], bias_once=once)
+    if image_unit != 1:  # what a spike stands for stays, in units that begin elsewhere
+        spike = {layer.name: largest(assembly.units[layer.name]) for layer in plan.layers}
 
-    modules = build_modules(layers, weights)
+        def in_unit(made: Assembly, layer: Layer) -> float:
+            return spike[layer.name] / largest(made.units[layer.inputs[0]])
+
+        assembly = Assembly(plan, images, in_unit, bias_once=once, image_unit=image_unit)
     stages = [
-        neuron(leak=leak, v_threshold=thresholds[layer.name] * threshold_scale) if layer.kind == NEURON else modules[layer.name]
-        for layer in layers
+        neuron(leak=leak, v_threshold=assembly.thresholds[layer.name] * threshold_scale)
+        if layer.kind == NEURON
+        else assembly.modules[layer.name]
+        for layer in assembly.layers
     ]
-    network = SpikingNetwork(encoder, layers, stages, SpikeTimeReadout())
-    device = next(iter(weights.values())).device
-    require_logits(network.to(device).eval(), images[:1].to(device))
+    network = SpikingNetwork(encoder, assembly.layers, stages, SpikeTimeReadout())
+    require_logits(network.to(plan.device).eval(), images[:1].to(plan.device))
     network.train(ann.training)
     network.calibrate_readout(images, batch_size)
     return network

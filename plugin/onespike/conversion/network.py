@@ -1,5 +1,6 @@
 """The converted network: encoder, spiking layers and readout, to be called, trained, saved and loaded."""
 
+from collections.abc import Iterable
 from math import ceil
 from pathlib import Path
 from typing import Self
@@ -8,11 +9,13 @@ import torch
 from spikingjelly.activation_based import base
 from torch import Tensor, nn
 
-from onespike.conversion.chain import NEURON, Layer, check_images
+from onespike.conversion.rules import NEURON, Layer, check_images
 from onespike.functional import Readout
 from onespike.functional.checks import check_T
-from onespike.spikingjelly import SingleSpikeLIFNode, SpikeTimeReadout, project_net
+from onespike.graph import INPUT
+from onespike.spikingjelly import SingleSpikeLIFNode, SpikeMaxPool, SpikeTimeReadout, project_net
 from onespike.spikingjelly.memory import CopyableMemory
+from onespike.spikingjelly.wiring import Bias, Wiring
 
 
 class CorruptModelError(ValueError):
@@ -23,27 +26,27 @@ class SpikingNetwork(CopyableMemory):
     """A feed-forward spiking network: images [N, *] -> `Readout` of potential and spike time, each [N, K].
 
     `encoder`, `body` and `readout` are ordinary SpikingJelly modules and may be used, swapped or hooked on their own. In step
-    mode "m" every call is a presentation of its own and starts from a clean state, so the nodes do not keep theirs
-    (`keep_state` is False: the state costs time and memory). In mode "s" each call is one step; `reset()` starts over.
+    mode "m" every call is a presentation of its own and starts from a clean state, so nodes, pools and biases do not keep
+    theirs (`keep_state` is False: the state costs time and memory). In mode "s" each call is one step; `reset()` starts over.
 
     Args:
         encoder: [N, *] -> [T, N, *], with an attribute `T`.
-        layers: what the body's modules are, in order.
+        layers: what the body's modules are, in an order in which each comes behind those that it takes.
         modules: the body's modules, one for each of `layers`.
         readout: [T, N, K] -> Readout.
     """
 
-    body: nn.Sequential
+    body: Wiring
 
     def __init__(self, encoder: nn.Module, layers: list[Layer], modules: list[nn.Module], readout: SpikeTimeReadout) -> None:
         super().__init__()
         self.step_mode = "m"
         self.layers = tuple(layers)
         self.encoder = encoder
-        self.body = nn.Sequential(*modules)
+        self.body = Wiring(modules, wires(layers))
         self.readout = readout
         for module in self.body.modules():
-            if isinstance(module, SingleSpikeLIFNode):
+            if isinstance(module, SingleSpikeLIFNode | SpikeMaxPool | Bias):
                 module.keep_state = False
 
     @property
@@ -155,3 +158,20 @@ class SpikingNetwork(CopyableMemory):
         from onespike.conversion.storage import load  # noqa: PLC0415
 
         return load(cls, Path(folder))
+
+
+def wires(layers: Iterable[Layer]) -> dict[int, tuple[int, ...]]:
+    """Return where each layer's inputs come from, as a `Wiring` has it.
+
+    Raises:
+        ValueError: a layer takes what is not before it, or two have one name.
+    """
+    places, found = {INPUT: 0}, {}
+    for at, layer in enumerate(layers):
+        missing = [name for name in layer.inputs if name not in places]
+        if missing or not layer.inputs or layer.name in places:
+            takes = f"takes {', '.join(missing) or 'nothing'}, which is not before it"
+            raise ValueError(f"layer {layer.name} " + ("stands there twice" if layer.name in places else takes))
+        places[layer.name] = at + 1
+        found[at] = tuple(places[name] for name in layer.inputs)
+    return {at: sources for at, sources in found.items() if sources != (at,)}

@@ -15,8 +15,9 @@ import torch
 from spikingjelly.activation_based.functional import set_step_mode
 from torch import Tensor, nn
 
-from onespike.conversion.chain import ARGUMENTS, NEURON, Layer, layer_class
-from onespike.conversion.network import CorruptModelError, SpikingNetwork
+from onespike.conversion.network import CorruptModelError, SpikingNetwork, wires
+from onespike.conversion.rules import ARGUMENTS, NEURON, WEIGHTED, Layer, layer_class
+from onespike.graph import INPUT
 from onespike.spikingjelly import DirectEncoder, HybridEncoder, SingleSpikeLIFNode, SpikeTimeReadout
 
 try:
@@ -27,7 +28,9 @@ except ImportError as error:
 
 Network = TypeVar("Network", bound=SpikingNetwork)
 
-FORMAT = 1
+FORMAT = 2
+FORMATS = (1, FORMAT)
+"""Those that can be read: in the first each layer takes what the one before gives, and none says where its inputs come from."""
 FILE = "network.json"
 NODE_SETTINGS = ("gamma", "single_spike", "grad_after_spike", "temporal_gradient", "per_channel", "backend")
 READOUT_SETTINGS = ("beta", "time_gradient")
@@ -37,7 +40,7 @@ FLAGS = (
 )
 REALS = ("gamma", "beta", "p")
 SPATIAL = ("kernel_size", "stride", "padding", "dilation", "output_size")
-OPTIONAL = ("per_channel", "divisor_override", "output_size")
+OPTIONAL = ("channels", "per_channel", "divisor_override", "output_size")
 CHECKED = ("kind", "intensity_range", "backend", "padding_mode", "time_gradient")
 """Kinds of constructor arguments: flags, numbers, integers, one for each axis or None, and what constructors check."""
 MEANINGLESS = (
@@ -92,13 +95,15 @@ def describe(network: SpikingNetwork) -> dict[str, Any]:
     """Return what `build` needs, and which parameters are frozen."""
     if len(network.body) != len(network.layers):
         raise TypeError(f"body must hold its {len(network.layers)} modules to be saved, got {len(network.body)}")
+    if getattr(network.body, "inputs", {}) != wires(network.layers):
+        raise TypeError("body must be wired as its layers say to be saved: keep the Wiring that conversion made")
     network.check_step_modes()
     names = ["encoder", *(layer.name for layer in network.layers), "readout"]
     for name, module in zip(names, [network.encoder, *network.body, network.readout], strict=True):
         require_plain(name, module)
     return {
         "encoder": describe_encoder(network.encoder),
-        "layers": [describe_layer(layer.name, module) for layer, module in zip(network.layers, network.body, strict=True)],
+        "layers": [describe_layer(layer, module) for layer, module in zip(network.layers, network.body, strict=True)],
         "readout": describe_readout(network.readout),
         "step_mode": network.step_mode,
         "frozen": [name for name, parameter in network.named_parameters() if not parameter.requires_grad],
@@ -179,7 +184,7 @@ def fits(name: str, value: Any) -> bool:
     if value is None:
         return name in OPTIONAL
     numbers = value if isinstance(value, list) and value and name in SPATIAL else [value]
-    low, high = {"padding": (0, 2**16), "start_dim": (-8, 8), "end_dim": (-8, 8)}.get(name, (1, 2**31))
+    low, high = {"padding": (0, 2**16), "start_dim": (-8, 8), "end_dim": (-8, 8), "dims": (0, 4)}.get(name, (1, 2**31))
     return all(
         (type(number) is int and low <= number < high) or (number is None and name == "output_size") for number in numbers
     )
@@ -190,12 +195,12 @@ def build(network_class: type[Network], structure: dict[str, Any]) -> Network:
     layers: list[Layer] = []
     modules: list[nn.Module] = []
     for entry in structure["layers"]:
-        kind, arguments = entry["kind"], entry["arguments"]
+        kind, arguments = entry["kind"], {name: as_tuple(value) for name, value in entry["arguments"].items()}
+        inputs = entry.get("inputs", [layers[-1].name if layers else INPUT])
+        layers.append(Layer(entry["name"], kind, {} if kind == NEURON else arguments, tuple(inputs), entry.get("unit")))
         if kind == NEURON:
-            layers.append(Layer(entry["name"], kind, {}))
             modules.append(SingleSpikeLIFNode(**arguments))
         elif kind in ARGUMENTS:
-            layers.append(Layer(entry["name"], kind, {name: as_tuple(value) for name, value in arguments.items()}))
             modules.append(layers[-1].build())
         else:
             raise TypeError(f"layer {entry['name']} is of the unknown kind {kind!r}")
@@ -207,12 +212,14 @@ def read_document(path: Path) -> dict[str, Any]:
     content = read_bytes(path)
     try:
         document = json.loads(content)
-        known, whole = document["format"] == FORMAT, document["structure_sha256"] == digest(document["structure"])
+        known, whole = document["format"] in FORMATS, document["structure_sha256"] == digest(document["structure"])
         names = document["weights"], document["weights_sha256"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptModelError(f"{path} is not a network description: {error!r}") from error
     if not known:
-        raise CorruptModelError(f"{path} has format {document['format']!r}, this version of onespike reads format {FORMAT}")
+        raise CorruptModelError(
+            f"{path} has format {document['format']!r}, this version of onespike reads formats 1 to {FORMAT}"
+        )
     if not whole:
         raise CorruptModelError(f"{path} does not match its own SHA-256: the file was altered")
     if not all(isinstance(name, str) for name in names) or Path(names[0]).name != names[0]:
@@ -220,17 +227,20 @@ def read_document(path: Path) -> dict[str, Any]:
     return document
 
 
-def describe_layer(name: str, module: nn.Module) -> dict[str, Any]:
-    """Return the kind and the constructor arguments of a module of the body, as it is now."""
+def describe_layer(layer: Layer, module: nn.Module) -> dict[str, Any]:
+    """Return the kind and the constructor arguments of a module of the body, as it is now, and what it takes."""
+    entry = {"name": layer.name, "inputs": list(layer.inputs), "unit": layer.unit}
     if type(module) is SingleSpikeLIFNode:
-        return {"name": name, "kind": NEURON, "arguments": {setting: getattr(module, setting) for setting in NODE_SETTINGS}}
+        return entry | {"kind": NEURON, "arguments": {setting: getattr(module, setting) for setting in NODE_SETTINGS}}
     kind = type(module).__name__
     if kind not in ARGUMENTS or type(module) is not layer_class(kind):
-        raise TypeError(f"{name} must be a SingleSpikeLIFNode or a layer that conversion makes to be saved, got {type(module)}")
+        raise TypeError(
+            f"{layer.name} must be a SingleSpikeLIFNode or a layer that conversion makes to be saved, got {type(module)}"
+        )
     arguments = {argument: getattr(module, argument) for argument in ARGUMENTS[kind]}
-    if getattr(module, "bias", None) is not None:
+    if kind in WEIGHTED and module.bias is not None:
         arguments["bias"] = True
-    return {"name": name, "kind": kind, "arguments": arguments}
+    return entry | {"kind": kind, "arguments": arguments}
 
 
 def describe_encoder(encoder: nn.Module) -> dict[str, Any]:
