@@ -215,11 +215,12 @@ def test_calibration_runs_each_layer_at_most_twice_a_step(ann, digits, monkeypat
         forward = module.forward
         monkeypatch.setattr(module, "forward", lambda self, x, run=forward: calls.append(self) or run(self, x))
     calibrate_thresholds(ann, digits[0][:20], timesteps=12, batch_size=10)
-    assert sorted(calls.count(module) for module in set(calls)) == [2, 2 * 12, 2 * 12]
+    shapes = 1  # a call for the shape of what each layer gives
+    assert sorted(calls.count(module) - shapes for module in set(calls)) == [0, 2, 2 * 12, 2 * 12]
     calls.clear()
     monkeypatch.setattr(calibrate, "KEPT_BYTES", 0)
     calibrate_thresholds(ann, digits[0][:20], timesteps=12, batch_size=10)
-    assert sorted(calls.count(module) for module in set(calls)) == [2 * 12, 2 * (12 + 1), 4 * 12]
+    assert sorted(calls.count(module) - shapes for module in set(calls)) == [0, 2 * 12, 2 * (12 + 1), 4 * 12]
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 1000, 4097, 300_000])
@@ -402,15 +403,6 @@ def test_a_map_is_no_output(training):
         convert(ann, torch.rand(8, 3, 8, 8), timesteps=3)
 
 
-class Residual(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.head = nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.Linear(3, 2, bias=False)
-
-    def forward(self, x):
-        return self.head((x + F.relu(self.conv(x))).flatten(1))
-
-
 class Branching(nn.Module):
     def __init__(self):
         super().__init__()
@@ -444,18 +436,31 @@ TAIL = (nn.ReLU(), nn.Flatten(), nn.Linear(144, 2, bias=False))
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (nn.Sequential(conv(bias=True), *TAIL), r"0 \(Conv2d\) has a bias: train the ANN with bias=False"),
-        (nn.Sequential(nn.Sequential(conv(bias=True)), *TAIL), r"0\.0 \(Conv2d\) has a bias"),
-        (nn.Sequential(conv(), nn.BatchNorm2d(4), *TAIL), r"1 \(BatchNorm2d\) cannot be converted: .*without batch norm"),
-        (nn.Sequential(conv(), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()), r"2 \(MaxPool2d\) .*: use average pooling"),
+        (nn.Sequential(nn.BatchNorm2d(3), conv(), *TAIL), r"0 \(BatchNorm2d\) does not follow a Conv or Linear layer"),
+        (nn.Sequential(conv(), nn.ReLU(), nn.BatchNorm2d(4), *TAIL[1:]), r"2 \(BatchNorm2d\) does not follow a Conv"),
+        (
+            nn.Sequential(conv(), nn.BatchNorm2d(4, track_running_stats=False), *TAIL),
+            r"1 \(BatchNorm2d\) has no running statistics to fold: train it with track_running_stats=True",
+        ),
+        (nn.Sequential(conv(), nn.LayerNorm(6), *TAIL), r"1 \(LayerNorm\) cannot be converted: only BatchNorm in eval mode"),
+        (nn.Sequential(nn.MaxPool2d(2), conv(), *TAIL), r"0 \(MaxPool2d\) pools the image itself"),
+        (nn.Sequential(conv(), nn.MaxPool2d(2), *TAIL), r"1 \(MaxPool2d\) stands before the ReLU: put it behind"),
+        (
+            nn.Sequential(conv(), nn.ReLU(), nn.AvgPool2d(2), nn.MaxPool2d(2), *TAIL[1:]),
+            r"3 \(MaxPool2d\) pools averages or sums of spikes",
+        ),
+        (
+            nn.Sequential(conv(), nn.ReLU(), nn.MaxPool2d(2, return_indices=True), *TAIL[1:]),
+            r"2 \(MaxPool2d\) returns indices",
+        ),
+        (nn.Sequential(conv(), nn.ReLU(), nn.AdaptiveMaxPool2d(2), *TAIL[1:]), r"2 \(AdaptiveMaxPool2d\) .*: use MaxPool with"),
         (nn.Sequential(conv(), nn.GELU(), nn.Flatten()), r"1 \(GELU\) cannot be converted: use ReLU"),
         (nn.Sequential(conv(), *TAIL, nn.Softmax(1)), r"4 \(Softmax\) .*: remove it"),
-        (nn.Sequential(conv(), nn.Upsample(2), *TAIL), r"1 \(Upsample\) .*: only Conv, Linear, ReLU"),
+        (nn.Sequential(conv(), nn.Upsample(2), *TAIL), r"1 \(Upsample\) .*: only Conv, Linear, BatchNorm, ReLU"),
         (nn.Sequential(conv(), *TAIL, nn.ReLU()), r"must end in the Conv or Linear layer .* ends in 4 \(ReLU\)"),
         (nn.Sequential(conv(), nn.Flatten(), TAIL[-1]), r"0 \(Conv2d\) has no ReLU before 2"),
         (nn.Sequential(nn.ReLU(), conv(), *TAIL), r"0 \(ReLU\) does not follow a Conv or Linear layer"),
         (nn.Sequential(nn.Flatten(0), nn.Linear(4, 2, bias=False)), r"0 \(Flatten\) flattens the batch"),
-        (Residual(), "add.* is not one link of a chain"),
         (Branching(), r"Branching cannot be traced by torch\.fx"),
         (FixedView(), r"view cannot be converted: use torch.flatten\(x, 1\)"),
         (Twice(), r"conv_1 \(Conv2d\) is used twice"),
@@ -608,7 +613,7 @@ def test_foreign_descriptions_are_refused(network, tmp_path):
     description = tmp_path / "network.json"
     document = json.loads(description.read_text())
     for change, message in (
-        ({"format": 99}, "has format 99, this version of onespike reads format 1"),
+        ({"format": 99}, "has format 99, this version of onespike reads formats 1 to 2"),
         ({"weights": "../weights.safetensors"}, "names a weights file outside its folder"),
         ({"structure": []}, "does not match its own SHA-256"),
     ):

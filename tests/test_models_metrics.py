@@ -6,7 +6,7 @@ from spikingjelly.activation_based import functional, layer
 from torch import nn
 
 from onespike.conversion import convert
-from onespike.conversion.chain import read_chain
+from onespike.conversion.rules import read_ann
 from onespike.metrics import TECHNOLOGIES, SpikingActivity, count_macs, energy
 from onespike.models import vgg
 from onespike.snntorch import SingleSpikeLeaky
@@ -32,7 +32,7 @@ def test_vgg16_is_the_papers():
     assert round(sum(p.numel() for p in ann.parameters()) / 1e6, 1) == 39.9
     assert round(macs * TECHNOLOGIES["int32_45nm"].mac_pj * 1e-9, 3) == 1.083
 
-    thresholds = {entry.name: 1e9 for entry in read_chain(ann)[0] if entry.kind == "neuron"}
+    thresholds = {entry.name: 1e9 for entry in read_ann(ann).layers if entry.kind == "neuron"}
     silent = convert(ann, torch.rand(1, 3, 32, 32), thresholds=thresholds).eval()
     with torch.no_grad(), SpikingActivity(silent) as activity:
         silent(torch.rand(1, 3, 32, 32))

@@ -1,18 +1,26 @@
 """Firing thresholds from the distribution of each layer's input current (Section V)."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from onespike.conversion.chain import NEURON, ConversionError, Layer, check_images, read_chain
+from onespike.conversion.assemble import Assembly
 from onespike.conversion.percentile import nearest_percentile
+from onespike.conversion.rules import MAX_POOL, NEURON, ConversionError, Layer, Plan, check_images, read_ann
 from onespike.conversion.spike_bits import STEPS, SpikeBits
-from onespike.functional import LIFState, single_spike_lif
+from onespike.functional import single_spike_lif, spike_max_pool
 from onespike.functional.checks import check_T
+from onespike.graph import INPUT
 
 KEPT_BYTES = 2**30
 """Currents of a layer that are kept, from when its threshold is sought until its spikes are; the others are computed twice."""
+
+Source = Tensor | SpikeBits | None
+Spiking = Callable[..., tuple[Tensor, Any]]
+"""Neurons or a pool over some steps: (x_seq, state=...) -> (s_seq, state)."""
 
 
 class SilentLayerError(ConversionError):
@@ -33,17 +41,18 @@ def calibrate_thresholds(
 ) -> dict[str, float]:
     """Find each hidden layer's firing threshold: a percentile of its input current, layer by layer.
 
-    The ANN's neurons become integrate-and-fire neurons (leak 1, any number of spikes) that see the analogue image at every
-    step. A layer's threshold is the largest over the steps of the percentile over images and neurons, with the layers before
-    it already at theirs. Scaling is left to `convert`.
+    The ANN's neurons become integrate-and-fire neurons (leak 1, any number of spikes) that see the analogue image, and their
+    biases, at every step. A layer's threshold is the largest over the steps of the percentile over images and neurons, with the
+    layers before it already at theirs. Scaling is left to `convert`.
 
-    The network is walked through once: each layer's spikes are kept, a bit each, for what lies before the next threshold. Held
-    at once, beside network and images: timesteps / 8 bytes for every image and neuron of the largest layer, up to 1 GiB of
-    currents (`KEPT_BYTES`), one step's currents of all images, and currents and spikes of eight steps of one batch. For VGG-16,
-    512 images and 200 steps these are 0.8 + 1.0 + 0.1 + 0.6 GiB.
+    The network is walked through once: each layer's spikes are kept, a bit each, as long as a layer behind needs them. Held
+    at once, beside network and images: timesteps / 8 bytes for every image and neuron of the layers on which those behind the
+    next threshold depend (of a chain: of the largest layer), up to 1 GiB of currents (`KEPT_BYTES`), one step's currents of all
+    images, and currents and spikes of eight steps of one batch. For VGG-16, 512 images and 200 steps these are 0.8 + 1.0 + 0.1
+    + 0.6 GiB.
 
     Args:
-        ann: a bias-free feed-forward ANN; used in eval mode, left unchanged.
+        ann: as `convert` takes it; used in eval mode, left unchanged.
         images: training images, [N, *], as the ANN takes them; the paper uses 512.
         percentile: in (0, 100].
         timesteps: number of steps to simulate; the paper uses 200.
@@ -56,61 +65,125 @@ def calibrate_thresholds(
         ConversionError: the ANN cannot be converted, or a layer gets no positive input.
         TypeError, ValueError: an argument leaves its range.
     """
-    layers, weights = read_chain(ann)
-    check_images(layers, images)
+    plan = read_ann(ann)
+    check_images(plan.layers, images)
     if not len(images):
         raise ValueError(f"images must hold at least one image, got shape {tuple(images.shape)}")
     if not 0 < percentile <= 100:
         raise ValueError(f"percentile must be in (0, 100], got {percentile}")
     timesteps = check_T(timesteps, name="timesteps")
     batch_size = check_T(batch_size, name="batch_size")
+    simulation = Simulation(plan, images, percentile, timesteps, batch_size)
+    return Assembly(plan, images, simulation.threshold).thresholds
 
-    modules = build_modules(layers, weights)
-    for module in modules.values():
-        module.eval()
-        module.step_mode = "s"  # type: ignore[assignment]
-    device = next(iter(weights.values())).device
-    sources: list[Tensor | SpikeBits] = [batch.to(device) for batch in images.split(batch_size)]
-    neurons = [position for position, layer in enumerate(layers) if layer.kind == NEURON]
-    thresholds: dict[str, float] = {}
-    for before, position in zip([-1, *neurons], neurons, strict=False):
-        layer = layers[position]
-        stage = Stage([modules[between.name] for between in layers[before + 1 : position]], sources, timesteps)
-        highest = stage.highest_percentile(percentile)
+
+class Simulation:
+    """The spikes of the layers so far, over all steps and images, as long as a layer behind needs them.
+
+    Args:
+        plan, images, percentile, timesteps, batch_size: see `calibrate_thresholds`.
+    """
+
+    def __init__(self, plan: Plan, images: Tensor, percentile: float, timesteps: int, batch_size: int) -> None:
+        self.percentile, self.timesteps = percentile, timesteps
+        device = plan.device
+        self.backend = "torch" if device.type == "cpu" else "auto"  # compiling takes longer than a CPU's calibration
+        self.spikes: dict[str, list[Source]] = {INPUT: [batch.to(device) for batch in images.split(batch_size)]}
+        self.waiting = listeners(plan.layers)
+
+    def threshold(self, assembly: Assembly, neuron: Layer) -> float:
+        """Find a neuron's threshold, and its spikes if a layer behind needs them."""
+        stage = self.stage(assembly, neuron)
+        highest = stage.highest_percentile(self.percentile)
         if not 0 < highest < float("inf"):
             raise SilentLayerError(
-                f"{layer.name}: the {percentile} percentile of its input current is {highest:.4g}, not above 0: "
+                f"{neuron.name}: the {self.percentile} percentile of its input current is {highest:.4g}, not above 0: "
                 "the layer is silent on these images"
             )
-        thresholds[layer.name] = highest
-        if position != neurons[-1]:
-            stage.fire(highest)
-    return thresholds
+        fire = partial(single_spike_lif, leak=1.0, v_threshold=highest, single_spike=False, backend=self.backend)
+        self.run(neuron, stage, fire)
+        return highest
+
+    def stage(self, assembly: Assembly, target: Layer) -> "Stage":
+        """Return what lies between the spikes that are known and the input of a layer; pools on the way run first."""
+        between: list[Layer] = []
+        sources, wanted = set(), set(target.inputs)
+        for layer in reversed(assembly.layers):
+            if layer.name not in wanted:
+                continue
+            if layer.kind == MAX_POOL and layer.name not in self.spikes:
+                self.run(layer, self.stage(assembly, layer), partial(spike_max_pool, **layer.arguments))
+            if layer.name in self.spikes:
+                sources.add(layer.name)
+            else:
+                between.insert(0, layer)
+                wanted.update(layer.inputs)
+        if INPUT in wanted:
+            sources.add(INPUT)
+        return Stage(between, assembly.modules, target, {name: self.spikes[name] for name in sources}, self.timesteps)
+
+    def run(self, layer: Layer, stage: "Stage", fire: Spiking) -> None:
+        """Keep the spikes of a layer, if they are needed, and let go of those that were needed for them alone."""
+        done = [name for name in stage.sources if self.waiting[name] == {layer.name}]
+        if self.waiting[layer.name]:
+            self.spikes[layer.name] = stage.fire(fire, done)
+        for name in stage.sources:
+            self.waiting[name].discard(layer.name)
+        for name in done:
+            del self.spikes[name]
+
+
+def listeners(layers: Sequence[Layer]) -> dict[str, set[str]]:
+    """Return for each layer that spikes, and for the image, which spiking layers its spikes reach without another between."""
+    behind: dict[str, set[str]] = {INPUT: {INPUT}}
+    found: dict[str, set[str]] = {INPUT: set()}
+    for layer in layers:
+        sources = set().union(*(behind[name] for name in layer.inputs))
+        if layer.kind in (NEURON, MAX_POOL):
+            found[layer.name] = set()
+            for name in sources:
+                found[name].add(layer.name)
+            sources = {layer.name}
+        behind[layer.name] = sources
+    return found
 
 
 class Stage:
-    """What lies between two layers of neurons, or between the images and the first: spikes go in, currents come out.
+    """What lies between layers of neurons, or the images, and the next one: spikes go in, currents come out.
 
     A call takes one step of one batch. Folding steps into the batch would round some products of matrices differently (on a CPU
     those of a linear layer whose batch is no multiple of its blocks), and thresholds would depend on how steps were cut.
 
     Args:
-        modules: the layers, single-step.
-        sources: for each batch the images [N, *], the same at every step, or the spikes of the neurons before; `fire` puts
-            those of the neurons behind in their place.
+        layers: the layers in between, in order.
+        modules: their modules by name.
+        target: the layer whose input is sought.
+        sources: name of a layer -> for each batch the images [N, *], the same at every step, or its spikes.
         timesteps: number of steps.
     """
 
-    def __init__(self, modules: list[nn.Module], sources: list[Tensor | SpikeBits], timesteps: int) -> None:
-        self.modules, self.sources, self.timesteps = modules, sources, timesteps
+    def __init__(
+        self,
+        layers: list[Layer],
+        modules: dict[str, nn.Module],
+        target: Layer,
+        sources: dict[str, list[Source]],
+        timesteps: int,
+    ) -> None:
+        self.calls = [(layer, modules[layer.name].eval()) for layer in layers]
+        for _, module in self.calls:
+            module.step_mode = "s"  # type: ignore[assignment]
+        (self.target,) = target.inputs
+        self.sources, self.timesteps = sources, timesteps
+        self.batches = len(next(iter(sources.values())))
+        self.constant = set(sources) == {INPUT}
         self.kept: dict[tuple[int, int], Tensor] = {}
 
     def highest_percentile(self, percentile: float) -> float:
         """Return the largest, over the steps, of the currents' percentile, and keep of them what `KEPT_BYTES` can hold."""
         highest, room = -float("inf"), KEPT_BYTES
-        steps = self.timesteps if isinstance(self.sources[0], SpikeBits) else 1
-        for step in range(steps):
-            currents = [self.current(step, batch) for batch in range(len(self.sources))]
+        for step in range(1 if self.constant else self.timesteps):
+            currents = [self.current(step, batch) for batch in range(self.batches)]
             highest = nearest_percentile(currents, percentile, floor=highest)
             for batch, current in enumerate(currents):
                 if current.nbytes <= room:
@@ -118,47 +191,40 @@ class Stage:
                     self.kept[step, batch] = current
         return highest
 
-    def fire(self, v_threshold: float) -> None:
-        """Run integrate-and-fire neurons on the currents, and put their spikes in the place of what went in."""
-        for batch in range(len(self.sources)):
+    def fire(self, run: Spiking, done: Sequence[str]) -> list[Source]:
+        """Run neurons or a pool on the currents and return their spikes by batch, and let go of sources that are done with."""
+        found: list[Source] = []
+        for batch in range(self.batches):
             spikes, state = SpikeBits(), None
             for start in range(0, self.timesteps, STEPS):
-                steps = range(start, min(start + STEPS, self.timesteps))
-                s_seq, state = integrate_and_fire((self.current(step, batch) for step in steps), len(steps), v_threshold, state)
+                s_seq, state = run(self.currents(range(start, min(start + STEPS, self.timesteps)), batch), state=state)
                 spikes.append(s_seq)
-            self.sources[batch] = spikes
+            found.append(spikes)
+            for name in done:
+                self.sources[name][batch] = None
             self.kept = {place: current for place, current in self.kept.items() if place[1] != batch}
+        return found
+
+    def currents(self, steps: range, batch: int) -> Tensor:
+        """Return the currents of some steps of a batch, [T, N, *], laid out as one step's are."""
+        x_seq: Tensor | None = None
+        for position, step in enumerate(steps):
+            current = self.current(step, batch)
+            if x_seq is None:
+                x_seq = current.new_empty_strided((len(steps), *current.shape), (current.numel(), *current.stride()))
+            x_seq[position] = current
+        assert x_seq is not None
+        return x_seq
 
     def current(self, step: int, batch: int) -> Tensor:
         """Return the current of one step and batch, [N, *]."""
-        source = self.sources[batch]
-        constant = isinstance(source, Tensor)
-        found = self.kept.get((0 if constant else step, batch))
+        found = self.kept.get((0 if self.constant else step, batch))
         if found is not None:
             return found
-        x = source if isinstance(source, Tensor) else source.at(step)
-        for module in self.modules:
-            x = module(x)
-        return x
-
-
-def integrate_and_fire(
-    currents: Iterable[Tensor], steps: int, v_threshold: float, state: LIFState | None
-) -> tuple[Tensor, LIFState]:
-    """Run so many steps of neurons without leak that may fire at each; return spikes [steps, N, *] and the last state."""
-    x_seq: Tensor | None = None
-    for step, current in enumerate(currents):
-        if x_seq is None:
-            x_seq = current.new_empty_strided((steps, *current.shape), (current.numel(), *current.stride()))
-        x_seq[step] = current
-    assert x_seq is not None
-    backend = "torch" if x_seq.device.type == "cpu" else "auto"  # compiling takes longer than a CPU's calibration
-    return single_spike_lif(x_seq, 1.0, v_threshold, state=state, single_spike=False, backend=backend)
-
-
-def build_modules(layers: list[Layer], weights: dict[str, Tensor]) -> dict[str, nn.Module]:
-    """Make every layer but the neurons, by name, with copies of the weights."""
-    modules = {layer.name: layer.build() for layer in layers if layer.kind != NEURON}
-    for name, weight in weights.items():
-        modules[name].weight = nn.Parameter(weight.detach().clone())
-    return modules
+        values: dict[str, Any] = {}
+        for name, batches in self.sources.items():
+            source = batches[batch]
+            values[name] = source.at(step) if isinstance(source, SpikeBits) else source
+        for layer, module in self.calls:
+            values[layer.name] = module(*[values[name] for name in layer.inputs])
+        return values[self.target]

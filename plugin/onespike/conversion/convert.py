@@ -2,13 +2,15 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from onespike.conversion.calibrate import build_modules, calibrate_thresholds
-from onespike.conversion.chain import NEURON, ConversionError, Layer, check_images, read_chain
+from onespike.conversion.assemble import Assembly, largest
+from onespike.conversion.calibrate import calibrate_thresholds
 from onespike.conversion.network import SpikingNetwork
+from onespike.conversion.rules import NEURON, ConversionError, check_images, read_ann, with_dropout
 from onespike.functional.checks import check_positive, check_T
 from onespike.spikingjelly import HybridEncoder, SingleSpikeLIFNode, SpikeTimeReadout
 
@@ -65,34 +67,34 @@ def convert(
     if dropout is not None and not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1) or None, got {dropout}")
     batch_size = check_T(batch_size, name="batch_size")
-    layers, weights = read_chain(ann)
-    check_images(layers, images)
+    plan = read_ann(ann)
+    check_images(plan.layers, images)
     if not len(images):
         raise ValueError(f"images must hold at least one image, got shape {tuple(images.shape)}")
     if thresholds is None:
         thresholds = calibrate_thresholds(ann, images, percentile=percentile, timesteps=timesteps, batch_size=batch_size)
-    missing = [layer.name for layer in layers if layer.kind == NEURON and layer.name not in thresholds]
+    missing = [layer.name for layer in plan.layers if layer.kind == NEURON and layer.name not in thresholds]
     if missing:
         raise ValueError(f"thresholds must name every ReLU of the ANN, {', '.join(missing)} missing")
     if dropout is not None:
-        layers = [
-            Layer(layer.name, layer.kind, {"p": dropout}) if layer.kind.startswith("Dropout") else layer for layer in layers
-        ]
+        plan = replace(plan, layers=with_dropout(plan.layers, dropout))
 
     if encoder is None:
         encoder = HybridEncoder(T, intensity_range_of(images))
     encoder, unit = in_unit_of_spikes(encoder)
-    first = next((layer.name for layer in layers if layer.kind == NEURON), "")
-    thresholds = {name: value / unit if name == first else value for name, value in thresholds.items()}
-
-    modules = build_modules(layers, weights)
+    assembly = Assembly(plan, images, lambda _, layer: thresholds[layer.name])
+    if unit != 1:
+        stands_for = {layer.name: largest(assembly.units[layer.name]) for layer in plan.layers}
+        in_unit = lambda made, layer: stands_for[layer.name] / largest(made.units[layer.inputs[0]])  # noqa: E731
+        assembly = Assembly(plan, images, in_unit, image_unit=unit)
     stages = [
-        neuron(leak=leak, v_threshold=thresholds[layer.name] * threshold_scale) if layer.kind == NEURON else modules[layer.name]
-        for layer in layers
+        neuron(leak=leak, v_threshold=assembly.thresholds[layer.name] * threshold_scale)
+        if layer.kind == NEURON
+        else assembly.modules[layer.name]
+        for layer in assembly.layers
     ]
-    network = SpikingNetwork(encoder, layers, stages, SpikeTimeReadout())
-    device = next(iter(weights.values())).device
-    require_logits(network.to(device).eval(), images[:1].to(device))
+    network = SpikingNetwork(encoder, assembly.layers, stages, SpikeTimeReadout())
+    require_logits(network.to(plan.device).eval(), images[:1].to(plan.device))
     network.train(ann.training)
     network.calibrate_readout(images, batch_size)
     return network

@@ -8,11 +8,13 @@ import torch
 from spikingjelly.activation_based import base
 from torch import Tensor, nn
 
-from onespike.conversion.chain import NEURON, Layer, check_images
+from onespike.conversion.rules import NEURON, Layer, check_images
 from onespike.functional import Readout
 from onespike.functional.checks import check_T
-from onespike.spikingjelly import SingleSpikeLIFNode, SpikeTimeReadout, project_net
+from onespike.graph import INPUT
+from onespike.spikingjelly import SingleSpikeLIFNode, SpikeMaxPool, SpikeTimeReadout, project_net
 from onespike.spikingjelly.memory import CopyableMemory
+from onespike.spikingjelly.wiring import Wiring
 
 
 class CorruptModelError(ValueError):
@@ -23,27 +25,28 @@ class SpikingNetwork(CopyableMemory):
     """A feed-forward spiking network: images [N, *] -> `Readout` of potential and spike time, each [N, K].
 
     `encoder`, `body` and `readout` are ordinary SpikingJelly modules and may be used, swapped or hooked on their own. In step
-    mode "m" every call is a presentation of its own and starts from a clean state, so the nodes do not keep theirs
-    (`keep_state` is False: the state costs time and memory). In mode "s" each call is one step; `reset()` starts over.
+    mode "m" every call is a presentation of its own and starts from a clean state, so nodes and pools do not keep
+    theirs (`keep_state` is False: the state costs time and memory). In mode "s" each call is one step; `reset()` starts over.
 
     Args:
         encoder: [N, *] -> [T, N, *], with an attribute `T`.
-        layers: what the body's modules are, in order.
+        layers: what the body's modules are, in an order in which each comes behind those that it takes.
         modules: the body's modules, one for each of `layers`.
         readout: [T, N, K] -> Readout.
     """
 
-    body: nn.Sequential
+    body: Wiring
 
     def __init__(self, encoder: nn.Module, layers: list[Layer], modules: list[nn.Module], readout: SpikeTimeReadout) -> None:
         super().__init__()
         self.step_mode = "m"
         self.layers = tuple(layers)
         self.encoder = encoder
-        self.body = nn.Sequential(*modules)
+        places = {INPUT: 0, **{layer.name: position for position, layer in enumerate(layers, 1)}}
+        self.body = Wiring(modules, {at: tuple(places[name] for name in layer.inputs) for at, layer in enumerate(layers)})
         self.readout = readout
         for module in self.body.modules():
-            if isinstance(module, SingleSpikeLIFNode):
+            if isinstance(module, SingleSpikeLIFNode | SpikeMaxPool):
                 module.keep_state = False
 
     @property

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onespike.conversion.calibrate import build_modules
-from onespike.conversion.chain import NEURON, WEIGHTED, ConversionError, check_images, read_chain
+from onespike.conversion.assemble import scale_columns
+from onespike.conversion.rules import MAX_POOL, NEURON, WEIGHTED, ConversionError, Plan, check_images, read_ann
 from onespike.functional.checks import check_positive
 
 LOWEST = 0.01
@@ -34,7 +34,7 @@ def fit_one_spike(ann: nn.Module, images: Tensor, *, threshold_factor: float = 1
         network = convert(fitted, images, thresholds=thresholds, threshold_scale=1.0)
 
     Args:
-        ann: a bias-free feed-forward ANN; used in eval mode, left unchanged.
+        ann: a bias-free chain, without batch norm and max pools; used in eval mode, left unchanged.
         images: training images, [N, *], as the ANN takes them: one value of each channel, at least, must differ. All at once:
             for each value of the largest layer some 60 bytes are held (512 images and VGG-16: 2 GB).
         threshold_factor: on every v_c: above 1 for fewer spikes, below for more.
@@ -47,7 +47,9 @@ def fit_one_spike(ann: nn.Module, images: Tensor, *, threshold_factor: float = 1
         TypeError, ValueError: an argument leaves its range.
     """
     check_positive("threshold_factor", threshold_factor)
-    layers, weights = read_chain(ann)
+    plan = read_ann(ann)
+    require_chain(plan)
+    layers, weights = plan.layers, {name: own.weight for name, own in plan.weights.items()}
     check_images(layers, images)
     if len(images) < 2:
         raise ValueError(f"images must hold at least two images, got shape {tuple(images.shape)}")
@@ -57,10 +59,11 @@ def fit_one_spike(ann: nn.Module, images: Tensor, *, threshold_factor: float = 1
             raise ConversionError(
                 f"{name}: its weight must be a plain parameter to be rescaled: remove pruning or parametrisation"
             )
-    modules = build_modules(layers, weights)
-    for module in modules.values():
-        module.eval()
+    modules = {layer.name: layer.build().eval() for layer in layers if layer.kind != NEURON}
+    for name, module in modules.items():
         module.step_mode = "s"  # type: ignore[assignment]
+        if name in weights:
+            module.weight = nn.Parameter(weights[name].detach().clone())
     activation = current = images.to(next(iter(weights.values())).device)
     weighted = [layer.name for layer in layers if layer.kind in WEIGHTED]
     following = dict(pairwise(weighted))
@@ -91,6 +94,20 @@ def fit_one_spike(ann: nn.Module, images: Tensor, *, threshold_factor: float = 1
     for name, factor in factors.items():
         fitted.get_parameter(f"{name}.weight").mul_(factor)
     return fitted, thresholds
+
+
+def require_chain(plan: Plan) -> None:
+    """Raise a ConversionError unless layers follow one on the other, without biases, batch norm and maximum pools."""
+    for before, layer in pairwise(plan.layers):
+        if layer.inputs != (before.name,) or layer.kind == MAX_POOL:
+            raise ConversionError(
+                f"{layer.name} ({layer.kind}): only chains without max pools are fitted: use calibrate_thresholds"
+            )
+    for name, own in plan.weights.items():
+        if own.bias is not None:
+            raise ConversionError(
+                f"{name} has a bias, or a batch norm behind it, which is not fitted: use calibrate_thresholds"
+            )
 
 
 def by_channel(x: Tensor) -> Tensor:
@@ -133,11 +150,3 @@ def best_bits(current: Tensor, activation: Tensor, threshold_factor: float) -> t
         torch.where(divided, v_threshold[:, 0], v_threshold[divided].median()),
         torch.where(divided, gain, gain[divided].median()),
     )
-
-
-def scale_columns(factor: Tensor, module: nn.Module, gain: Tensor) -> None:
-    """Multiply the factors on the weight that follows, [out, in / groups, *], by the gain [C] of the channel that each sees."""
-    groups = getattr(module, "groups", 1)
-    grouped = factor.view(groups, factor.shape[0] // groups, *factor.shape[1:])
-    values = gain.repeat_interleave(groups * factor.shape[1] // len(gain))  # Flatten puts a channel's values side by side
-    grouped *= values.view(groups, 1, -1, *[1] * (factor.dim() - 2))

@@ -15,8 +15,9 @@ import torch
 from spikingjelly.activation_based.functional import set_step_mode
 from torch import Tensor, nn
 
-from onespike.conversion.chain import ARGUMENTS, NEURON, Layer, layer_class
 from onespike.conversion.network import CorruptModelError, SpikingNetwork
+from onespike.conversion.rules import ARGUMENTS, NEURON, Layer, layer_class
+from onespike.graph import INPUT
 from onespike.spikingjelly import DirectEncoder, HybridEncoder, SingleSpikeLIFNode, SpikeTimeReadout
 
 try:
@@ -27,7 +28,9 @@ except ImportError as error:
 
 Network = TypeVar("Network", bound=SpikingNetwork)
 
-FORMAT = 1
+FORMAT = 2
+FORMATS = (1, FORMAT)
+"""Those that can be read: in the first each layer takes what the one before gives, and none says where its inputs come from."""
 FILE = "network.json"
 NODE_SETTINGS = ("gamma", "single_spike", "grad_after_spike", "temporal_gradient", "per_channel", "backend")
 READOUT_SETTINGS = ("beta", "time_gradient")
@@ -98,7 +101,7 @@ def describe(network: SpikingNetwork) -> dict[str, Any]:
         require_plain(name, module)
     return {
         "encoder": describe_encoder(network.encoder),
-        "layers": [describe_layer(layer.name, module) for layer, module in zip(network.layers, network.body, strict=True)],
+        "layers": [describe_layer(layer, module) for layer, module in zip(network.layers, network.body, strict=True)],
         "readout": describe_readout(network.readout),
         "step_mode": network.step_mode,
         "frozen": [name for name, parameter in network.named_parameters() if not parameter.requires_grad],
@@ -190,12 +193,12 @@ def build(network_class: type[Network], structure: dict[str, Any]) -> Network:
     layers: list[Layer] = []
     modules: list[nn.Module] = []
     for entry in structure["layers"]:
-        kind, arguments = entry["kind"], entry["arguments"]
+        kind, arguments = entry["kind"], {name: as_tuple(value) for name, value in entry["arguments"].items()}
+        inputs = entry.get("inputs", [layers[-1].name if layers else INPUT])
+        layers.append(Layer(entry["name"], kind, {} if kind == NEURON else arguments, tuple(inputs), entry.get("unit")))
         if kind == NEURON:
-            layers.append(Layer(entry["name"], kind, {}))
             modules.append(SingleSpikeLIFNode(**arguments))
         elif kind in ARGUMENTS:
-            layers.append(Layer(entry["name"], kind, {name: as_tuple(value) for name, value in arguments.items()}))
             modules.append(layers[-1].build())
         else:
             raise TypeError(f"layer {entry['name']} is of the unknown kind {kind!r}")
@@ -207,12 +210,14 @@ def read_document(path: Path) -> dict[str, Any]:
     content = read_bytes(path)
     try:
         document = json.loads(content)
-        known, whole = document["format"] == FORMAT, document["structure_sha256"] == digest(document["structure"])
+        known, whole = document["format"] in FORMATS, document["structure_sha256"] == digest(document["structure"])
         names = document["weights"], document["weights_sha256"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptModelError(f"{path} is not a network description: {error!r}") from error
     if not known:
-        raise CorruptModelError(f"{path} has format {document['format']!r}, this version of onespike reads format {FORMAT}")
+        raise CorruptModelError(
+            f"{path} has format {document['format']!r}, this version of onespike reads formats 1 to {FORMAT}"
+        )
     if not whole:
         raise CorruptModelError(f"{path} does not match its own SHA-256: the file was altered")
     if not all(isinstance(name, str) for name in names) or Path(names[0]).name != names[0]:
@@ -220,17 +225,20 @@ def read_document(path: Path) -> dict[str, Any]:
     return document
 
 
-def describe_layer(name: str, module: nn.Module) -> dict[str, Any]:
-    """Return the kind and the constructor arguments of a module of the body, as it is now."""
+def describe_layer(layer: Layer, module: nn.Module) -> dict[str, Any]:
+    """Return the kind and the constructor arguments of a module of the body, as it is now, and what it takes."""
+    entry = {"name": layer.name, "inputs": list(layer.inputs), "unit": layer.unit}
     if type(module) is SingleSpikeLIFNode:
-        return {"name": name, "kind": NEURON, "arguments": {setting: getattr(module, setting) for setting in NODE_SETTINGS}}
+        return entry | {"kind": NEURON, "arguments": {setting: getattr(module, setting) for setting in NODE_SETTINGS}}
     kind = type(module).__name__
     if kind not in ARGUMENTS or type(module) is not layer_class(kind):
-        raise TypeError(f"{name} must be a SingleSpikeLIFNode or a layer that conversion makes to be saved, got {type(module)}")
+        raise TypeError(
+            f"{layer.name} must be a SingleSpikeLIFNode or a layer that conversion makes to be saved, got {type(module)}"
+        )
     arguments = {argument: getattr(module, argument) for argument in ARGUMENTS[kind]}
     if getattr(module, "bias", None) is not None:
         arguments["bias"] = True
-    return {"name": name, "kind": kind, "arguments": arguments}
+    return entry | {"kind": kind, "arguments": arguments}
 
 
 def describe_encoder(encoder: nn.Module) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from onespike.functional.projection import project_net
 from onespike.spikingjelly.encoder import DirectEncoder, HybridEncoder
 from onespike.spikingjelly.neuron import SingleSpikeLIFNode
 from onespike.spikingjelly.op_counter import ac_rules, mac_rules
+from onespike.spikingjelly.pool import SpikeMaxPool
 from onespike.spikingjelly.readout import HybridCrossEntropyLoss, SpikeTimeReadout
 from onespike.spikingjelly.registration import register
 from onespike.spikingjelly.surrogate import Triangle
@@ -22,6 +23,7 @@ __all__ = [
     "HybridCrossEntropyLoss",
     "HybridEncoder",
     "SingleSpikeLIFNode",
+    "SpikeMaxPool",
     "SpikeTimeReadout",
     "Triangle",
     "ac_rules",

@@ -1,4 +1,4 @@
-"""Average pooling that is quick where torch's is slow: windows of 2x2 on GPUs, and of contiguous images."""
+"""Pools: the maximum of spikes, and averages that are quick where torch's are slow, 2x2 on GPUs and of contiguous images."""
 
 from typing import Any
 
@@ -7,6 +7,69 @@ from spikingjelly.activation_based import layer
 from torch import Tensor
 
 from onespike.functional.checks import is_traced
+from onespike.functional.pool import PoolState, Size, spike_max_pool
+from onespike.spikingjelly.memory import CopyableMemory
+
+
+class SpikeMaxPool(CopyableMemory):
+    """Maximum pool of spikes: the earliest of the window, then silence; where neurons fire again, as many as the busiest one's.
+
+        leader(t) = the input that has fired most so far, and got there first;    out^t = s_leader(t)^t
+
+    See `onespike.functional.spike_max_pool`. Gradients go to the leader. `reset_net` must be called between sequences.
+
+    Args:
+        kernel_size, stride, padding, dilation, ceil_mode: as torch's max pools have them; one number serves all dimensions.
+        step_mode: "m" for spikes [T, N, C, *], "s" for [N, C, *], with one to three dimensions *.
+
+    Attributes:
+        keep_state: whether step mode "m" goes on from the state and keeps it; see `SingleSpikeLIFNode`.
+    """
+
+    count: Tensor | None
+    last: Tensor | None
+    steps: int
+    keep_state = True
+
+    def __init__(
+        self,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Size = 0,
+        dilation: Size = 1,
+        ceil_mode: bool = False,
+        step_mode: str = "m",
+    ) -> None:
+        super().__init__()
+        self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
+        self.padding, self.dilation, self.ceil_mode = padding, dilation, ceil_mode
+        self.step_mode = step_mode
+        self.register_memory("count", None)
+        self.register_memory("last", None)
+        self.register_memory("steps", 0)
+
+    def multi_step_forward(self, s_seq: Tensor) -> Tensor:
+        """Pool spikes [T, N, C, *], going on from the stored state if it is kept."""
+        return self._run(s_seq, self.keep_state)
+
+    def single_step_forward(self, s: Tensor) -> Tensor:
+        """Pool the spikes of one step, [N, C, *]."""
+        return self._run(s.unsqueeze(0), True)[0]
+
+    def _run(self, s_seq: Tensor, keep_state: bool) -> Tensor:
+        known = keep_state and self.count is not None
+        state = PoolState(self.count, self.last, self.steps) if known else None  # type: ignore[arg-type]
+        window = self.kernel_size, self.stride, self.padding, self.dilation
+        pooled, state = spike_max_pool(s_seq, *window, ceil_mode=self.ceil_mode, state=state)
+        if keep_state:
+            self.count, self.last, self.steps = state
+        return pooled
+
+    def extra_repr(self) -> str:
+        return (
+            f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}, "
+            f"ceil_mode={self.ceil_mode}, step_mode={self.step_mode}"
+        )
 
 
 class AvgPool2d(layer.AvgPool2d):
