@@ -1,0 +1,201 @@
+"""Networks that are no chains: what they compute against plain torch, their pools, their spikes and their events."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from spikingjelly.activation_based import functional
+from torch import nn
+
+from onespike.conversion import ConversionError, SpikingNetwork, calibrate_thresholds, convert
+from onespike.functional import spike_max_pool
+from onespike.spikingjelly import DirectEncoder, SingleSpikeLIFNode, SpikeMaxPool
+
+CHANNELS = 3
+STEPS = 5
+
+
+class Drawn(nn.Module):
+    """A network of the operations in a plan, on images [N, 3, 4, 4]; every value is a tensor of that shape, by number.
+
+    Operations: ("conv", a): relu(conv(a)); ("add", a, b): relu(conv(a) + b); ("shortcut", a, b): relu(conv(a) + conv1x1(b));
+    ("cat", a, b): relu(conv([a, b])); ("pool", a): the maximum over 3x3; ("sum", a, b): a + b.
+    """
+
+    def __init__(self, plan, seed):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+
+        def drawn(*shape):
+            return nn.Parameter(torch.randint(-60, 100, shape, generator=generator) / 256)
+
+        self.plan = plan
+        self.weights, self.biases, self.relus = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        for i, (kind, *_) in enumerate(plan):
+            inputs = CHANNELS * (2 if kind == "cat" else 1)
+            self.weights[f"{i}"] = nn.Conv2d(inputs, CHANNELS, 3, padding=1)
+            self.weights[f"{i}_1x1"] = nn.Conv2d(CHANNELS, CHANNELS, 1)
+            self.relus[f"{i}"] = nn.ReLU()
+        self.head = nn.Linear(CHANNELS, 4)
+        for parameter in self.parameters():
+            parameter.data = drawn(*parameter.shape)
+
+    def run(self, x, relu, pool):
+        """Follow the plan; `relu` and `pool` are called with the number of the operation and its input."""
+        values, kinds = [x], ["image"]
+        for i, (kind, *chosen) in enumerate(self.plan):
+            a, b = (values[c % len(values)] for c in (chosen * 2)[:2])
+            conv, shortcut = self.weights[f"{i}"], self.weights[f"{i}_1x1"]
+            spikes = [v for v, k in zip(values, kinds, strict=True) if k == "spikes"]
+            if kind == "pool" and spikes:
+                values.append(pool(i, spikes[chosen[0] % len(spikes)]))
+            elif kind == "sum":
+                values.append(a + b)
+            else:
+                current = {
+                    "conv": lambda: conv(a),
+                    "pool": lambda: conv(a),
+                    "add": lambda: conv(a) + b,
+                    "shortcut": lambda: conv(a) + shortcut(b),
+                    "cat": lambda: conv(torch.cat([a, b], 1)),
+                }[kind]()
+                values.append(relu(i, current))
+            kinds.append("graded" if kind == "sum" else "spikes")
+        return self.head(F.adaptive_avg_pool2d(values[-1], 1).flatten(1))
+
+    def forward(self, x):
+        return self.run(x, lambda i, v: self.relus[f"{i}"](v), lambda i, v: F.max_pool2d(v, 3, 1, 1))
+
+
+def simulated(ann, network, images, scale, leak):
+    """Simulate in the ANN's own units: raw weights and biases at every step, a spike being as high as what it stands for."""
+    heights = {layer.name: layer.unit for layer in network.layers if layer.kind == "neuron"}
+    v, fired, counts, outputs = {}, {}, {}, []
+
+    def neuron(i, current):
+        height = heights.get(f"relus.{i}", 1.0)  # one on which nothing depends is not there
+        threshold = scale * height
+        before = v.get(i, torch.zeros_like(current))
+        v[i] = leak * before + current - threshold * (before > threshold)
+        spike = (v[i] > threshold) & ~fired.get(i, torch.zeros_like(current, dtype=torch.bool))
+        fired[i] = fired.get(i, torch.zeros_like(spike)) | spike
+        return spike.to(current) * height
+
+    def pool(i, value):  # an OR over time: what the maximum of the counts gains
+        seen = counts.get(i, torch.zeros_like(value)) + value
+        before = F.max_pool2d(counts[i], 3, 1, 1) if i in counts else 0
+        counts[i] = seen
+        return F.max_pool2d(seen, 3, 1, 1) - before
+
+    with torch.no_grad():
+        for x in network.encoder(images):
+            outputs.append(ann.run(x.double(), neuron, pool))
+    return torch.stack(outputs)
+
+
+OPERATIONS = st.tuples(
+    st.sampled_from(["conv", "conv", "add", "shortcut", "cat", "pool", "sum"]), st.integers(0, 9), st.integers(0, 9)
+)
+
+
+@settings(deadline=None, max_examples=40, phases=(Phase.explicit, Phase.generate))
+@given(
+    plan=st.lists(OPERATIONS, min_size=1, max_size=7),
+    seed=st.integers(0, 1000),
+    powers=st.lists(st.integers(-2, 1), min_size=7, max_size=7),
+    scale=st.sampled_from([1.0, 0.5]),
+    leak=st.sampled_from([1.0, 0.5]),
+)
+def test_random_graphs_equal_a_plain_simulation_to_the_bit(plan, seed, powers, scale, leak):
+    ann = Drawn([("conv", 0, 0), *plan], seed).eval()
+    images = torch.randint(0, 256, (3, CHANNELS, 4, 4), generator=torch.Generator().manual_seed(seed)) / 256
+    thresholds = {f"relus.{i}": 2.0**power for i, power in enumerate([0, *powers])}
+    network = convert(ann, images, thresholds=thresholds, threshold_scale=scale, leak=leak, T=STEPS)
+    expected = simulated(copy.deepcopy(ann).double(), network, images, scale, leak)
+    unit = network.layers[-1].unit
+    assert torch.equal(network.currents(images).double() * unit, expected)
+    functional.set_step_mode(network, "s")
+    for _ in range(STEPS):
+        stepped = network(images)
+    assert torch.equal(stepped.potential.double() * unit, expected.sum(0))
+
+
+def windows_of(size, kernel, stride, padding, dilation):
+    """The inputs of each output along one dimension."""
+    starts = range(-padding, size + padding - dilation * (kernel - 1), stride)
+    return [[i for i in range(s, s + dilation * kernel, dilation) if 0 <= i < size] for s in starts]
+
+
+def pooled_by_hand(s_seq, kernel, stride, padding, dilation):
+    """Step by step, window by window: the spike of the input that has fired most, and got there first."""
+    T, N, C, H, W = s_seq.shape
+    rows, columns = (windows_of(size, kernel, stride, padding, dilation) for size in (H, W))
+    out = torch.zeros(T, N, C, len(rows), len(columns))
+    leaders = torch.zeros(T, N, C, len(rows), len(columns), dtype=torch.long)
+    for n in range(N):
+        for c in range(C):
+            for i, window_rows in enumerate(rows):
+                for j, window_columns in enumerate(columns):
+                    inputs = [(y, x) for y in window_rows for x in window_columns]
+                    counts, reached = [0] * len(inputs), [0] * len(inputs)
+                    for t in range(T):
+                        for k, (y, x) in enumerate(inputs):
+                            if s_seq[t, n, c, y, x]:
+                                counts[k], reached[k] = counts[k] + 1, t + 1
+                        best = min(range(len(inputs)), key=lambda k: (-counts[k], reached[k], k))
+                        y, x = inputs[best]
+                        out[t, n, c, i, j] = s_seq[t, n, c, y, x]
+                        leaders[t, n, c, i, j] = y * W + x
+    return out, leaders
+
+
+WINDOWS = [(2, 2, 0, 1), (3, 2, 1, 1), (3, 1, 1, 1), (2, 1, 0, 2), (2, 3, 1, 1)]
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("once", [True, False], ids=["once", "again"])
+def test_a_max_pool_passes_the_leaders_spikes(window, once):
+    s_seq = (torch.rand(6, 2, 2, 5, 6, generator=torch.Generator().manual_seed(0)) < 0.3).float()
+    if once:
+        s_seq = s_seq * (s_seq.cumsum(0) == 1)
+    s_seq.requires_grad_()
+    expected, leaders = pooled_by_hand(s_seq.detach(), *window)
+    found, _ = spike_max_pool(s_seq, *window)
+    assert torch.equal(found, expected)
+    assert 0 < found.sum() < found.numel()
+    # the count is the most that an input of the window has, at every step
+    counts = s_seq.detach().cumsum(0).flatten(0, 1)
+    most = F.max_pool2d(counts, *window).unflatten(0, s_seq.shape[:2])
+    assert torch.equal(found.cumsum(0), most)
+    if once:
+        assert found.detach().sum(0).max() == 1
+    weights = torch.rand(found.shape, generator=torch.Generator().manual_seed(1))
+    (found * weights).sum().backward()
+    to_leaders = torch.zeros_like(s_seq).flatten(3).scatter_add(3, leaders.flatten(3), weights.flatten(3)).view_as(s_seq)
+    torch.testing.assert_close(s_seq.grad, to_leaders)
+
+
+@pytest.mark.parametrize("shape", [(7,), (6, 5), (4, 5, 3)])
+def test_max_pools_step_and_go_on_from_their_state(shape):
+    s_seq = (torch.rand(7, 2, 3, *shape) < 0.3).float()
+    pool = SpikeMaxPool(2, stride=1)
+    whole = pool(s_seq)
+    functional.reset_net(pool)
+    parts = [pool(part) for part in s_seq.split([1, 3, 3])]
+    assert torch.equal(torch.cat(parts), whole)
+    functional.reset_net(pool)
+    functional.set_step_mode(pool, "s")
+    assert torch.equal(torch.stack([pool(s) for s in s_seq]), whole)
+    again = copy.deepcopy(pool)
+    functional.reset_net(again)
+    assert again.count is None
+    with pytest.raises(ValueError, match=r"s_seq must have the shape of the state.*: reset between sequences"):
+        pool(s_seq[0, :1])
+    with pytest.raises(ValueError, match="at most 4096 steps in all, got 4097"):
+        spike_max_pool(torch.zeros(4097, 1, 1, 2), 2)
+    for bad, error in ((torch.zeros(2, 2, 2), ValueError), (torch.zeros(2, 1, 1, 2, dtype=torch.long), TypeError)):
+        with pytest.raises(error, match="s_seq must"):
+            spike_max_pool(bad, 2)
