@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from spikingjelly.activation_based import functional
+from spikingjelly.activation_based import functional, layer
 from torch import nn
 
-from onespike.conversion import ConversionError, SpikingNetwork, calibrate_thresholds, convert
+from onespike.conversion import convert
 from onespike.functional import spike_max_pool
-from onespike.spikingjelly import DirectEncoder, SingleSpikeLIFNode, SpikeMaxPool
+from onespike.metrics import SpikingActivity, energy
+from onespike.spikingjelly import HybridEncoder, SingleSpikeLIFNode, SpikeMaxPool
 
 CHANNELS = 3
 STEPS = 5
@@ -55,13 +56,9 @@ class Drawn(nn.Module):
             elif kind == "sum":
                 values.append(a + b)
             else:
-                current = {
-                    "conv": lambda: conv(a),
-                    "pool": lambda: conv(a),
-                    "add": lambda: conv(a) + b,
-                    "shortcut": lambda: conv(a) + shortcut(b),
-                    "cat": lambda: conv(torch.cat([a, b], 1)),
-                }[kind]()
+                current = conv(torch.cat([a, b], 1) if kind == "cat" else a)
+                if kind in ("add", "shortcut"):
+                    current = current + (b if kind == "add" else shortcut(b))
                 values.append(relu(i, current))
             kinds.append("graded" if kind == "sum" else "spikes")
         return self.head(F.adaptive_avg_pool2d(values[-1], 1).flatten(1))
@@ -199,3 +196,127 @@ def test_max_pools_step_and_go_on_from_their_state(shape):
     for bad, error in ((torch.zeros(2, 2, 2), ValueError), (torch.zeros(2, 1, 1, 2, dtype=torch.long), TypeError)):
         with pytest.raises(error, match="s_seq must"):
             spike_max_pool(bad, 2)
+
+
+class Branching(nn.Module):
+    """Encoded images into two branches that meet in a sum of spikes, in a sum of currents, and side by side."""
+
+    def __init__(self, pool):
+        super().__init__()
+        self.encoder = HybridEncoder(4)
+        self.stem, self.n1 = layer.Conv2d(1, 4, 3, padding=1, bias=False), SingleSpikeLIFNode(v_threshold=0.3)
+        self.conv, self.n2 = layer.Conv2d(4, 4, 3, padding=1, bias=False), SingleSpikeLIFNode(v_threshold=0.2)
+        self.both, self.n3 = layer.Conv2d(8, 4, 1, bias=False), SingleSpikeLIFNode(v_threshold=0.2)
+        self.head = layer.Linear(4 * 4, 3, bias=False)
+        self.pool = pool
+
+    def forward(self, x):
+        a = self.n1(self.stem(self.encoder(x)))
+        b = self.n2(self.conv(a) + a)  # a shortcut: spikes beside currents
+        c = self.n3(self.both(torch.cat([a, b], 1 if self.both.step_mode == "s" else 2)))
+        pooled = F.avg_pool2d(a + c, 2) if self.pool is None else self.pool(a + c)  # spikes beside spikes
+        return self.head(torch.flatten(pooled, 1 if self.head.step_mode == "s" else 2))
+
+
+def spikes_of(network, x, names):
+    seen = {}
+    hooks = [
+        network.get_submodule(name).register_forward_hook(lambda m, i, out, name=name: seen.update({name: out}))
+        for name in names
+    ]
+    network(x)
+    functional.reset_net(network)
+    for hook in hooks:
+        hook.remove()
+    return [seen[name] for name in names]
+
+
+def test_events_on_branches_equal_a_hand_count():
+    torch.manual_seed(0)
+    network = Branching(layer.AvgPool2d(2)).eval()
+    functional.set_step_mode(network, "m")
+    x = torch.rand(5, 1, 4, 4)
+    with torch.no_grad():
+        a, b, c = spikes_of(network, x, ["n1", "n2", "n3"])
+        with SpikingActivity(network) as activity:
+            network(x)
+    fan_out = F.conv_transpose2d(torch.ones(1, 4, 4, 4), torch.ones(4, 1, 3, 3), padding=1)[0, 0]  # of a pixel, 4 outputs
+    found = {name: float(synapses.events) for name, synapses in activity.synapses.items()}
+    assert found["conv"] == (a * fan_out).sum().item()
+    assert found["add"] == a.sum().item(), "each spike on the shortcut is one addition"
+    assert found["both"] == 4 * (a.sum() + b.sum()).item()
+    assert found["head"] == 3 * (a.sum() + c.sum()).item()
+    assert activity.synapses["head"].sources == ("n1", "n3")
+    assert activity.synapses["both"].source == "n1 + n2"
+    assert [activity.synapses[name].target for name in ("conv", "add", "both", "head")] == ["n2", "n2", "n3", None]
+    assert 0 < a.mean() < 1
+    by_input, by_events = (energy(activity, accounting=kind).layers_pj for kind in ("input", "events"))
+    for name, pooled in (("add", 1), ("both", 1), ("head", 4)):  # no borders: the two agree, but for pooled spikes
+        assert pooled * by_input[name] == pytest.approx(by_events[name])
+    assert energy(activity, accounting="paper").layers_pj["add"] == by_events["add"]
+    assert energy(activity).ann_pj == sum(s.macs for s in activity.synapses.values()) * 3.2
+
+
+def test_functions_and_steps_count_as_modules_and_sequences_do():
+    torch.manual_seed(0)
+    network = Branching(layer.AvgPool2d(2)).eval()
+    functional.set_step_mode(network, "m")
+    x = torch.rand(5, 1, 4, 4)
+    with torch.no_grad(), SpikingActivity(network) as expected:
+        network(x)
+    for pool in (network.pool, None):
+        network.pool = pool
+        functional.reset_net(network)
+        functional.set_step_mode(network, "s")
+        with torch.no_grad(), SpikingActivity(network) as found:
+            for _ in range(4):
+                network(x)
+        for accounting in ("paper", "input", "events"):
+            assert energy(found, accounting=accounting) == energy(expected, accounting=accounting)
+        assert found.images == 5
+
+
+def test_a_converted_graph_is_counted_under_the_anns_names():
+    ann = Drawn([("conv", 0, 0), ("pool", 0, 0), ("add", 1, 2), ("sum", 2, 3), ("conv", 4, 4)], 3).eval()
+    images = torch.rand(6, CHANNELS, 4, 4)
+    network = convert(ann, images, timesteps=8)
+    for step_mode, calls in (("m", 1), ("s", network.T)):
+        functional.set_step_mode(network, step_mode)
+        network.reset()
+        with torch.no_grad(), SpikingActivity(network) as activity:
+            for _ in range(calls):
+                network(images)
+        assert list(activity.zeta) == ["relus.0", "relus.2", "relus.4"]
+        pools = [name for name, module in network.named_layers().items() if isinstance(module, SpikeMaxPool)]
+        assert activity.synapses["weights.2"].sources in (("relus.0",), tuple(pools))
+        assert activity.images == 6
+        assert 0 < energy(activity, accounting="events").snn_pj < float("inf")
+
+
+class Untold(Branching):
+    def forward(self, x):
+        return self.head(self.n1(self.stem(self.encoder(x))).permute(0, 1, 3, 4, 2).flatten(2))
+
+
+class Looking(Branching):
+    def forward(self, x):
+        return super().forward(x) if x.sum() > 0 else x
+
+
+def test_what_cannot_be_counted_is_named():
+    x = torch.rand(2, 1, 2, 2)
+    untold = Untold(None).eval()
+    functional.set_step_mode(untold, "m")
+    with (
+        SpikingActivity(untold),
+        pytest.raises(ValueError, match=r"head must take spikes or the image .* from permute, through which spikes cannot"),
+    ):
+        untold(x)
+    with pytest.raises(ValueError, match=r"Looking cannot be traced by torch\.fx"):
+        SpikingActivity(Looking(None))
+    linear = nn.Sequential(layer.Linear(4, 4), layer.Linear(4, 4), SingleSpikeLIFNode()).eval()
+    functional.set_step_mode(linear, "m")
+    with SpikingActivity(linear), pytest.raises(ValueError, match=r"1 must take spikes .* from 0, which gives currents"):
+        linear(torch.rand(2, 3, 4))
+    with SpikingActivity(linear), pytest.raises(RuntimeError, match=r"must run as torch.fx traced it.* got 2 in place of"):
+        linear[2](torch.rand(2, 3, 4))

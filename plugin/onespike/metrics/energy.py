@@ -54,9 +54,10 @@ def energy(activity: SpikingActivity, *, accounting: str = "paper", technology: 
     Equations, with F_l the MACs of layer l and zeta the spikes per neuron:
         E_ANN = E_MAC * sum_l F_l
         paper:  E_SNN = E_MAC * F_1 + E_AC * sum_{l>=2} F_l * zeta_l             (eq. 25; an output neuron spikes once)
-        input:  E_SNN = E_MAC * F_1 + E_AC * sum_l F_l * (zeta of what feeds layer l; of the pixels for l = 1)
-        events: E_SNN = E_MAC * (exact analogue events) + E_AC * (exact spike events), borders left out, a pooled value of
-                k spikes counted as k
+        input:  E_SNN = E_MAC * F_1 + E_AC * sum_l F_l * (spikes that arrive per input of layer l; of the pixels for l = 1)
+        events: E_SNN = E_MAC * (exact analogue events) + E_AC * (exact spike events + biases added), borders left out, a
+                pooled value of k spikes counted as k
+    Layer 1 is every layer that sees the image. A spike that a shortcut adds to currents as it is counts E_AC in all three.
 
     Args:
         activity: a monitor that has seen images.
@@ -74,18 +75,20 @@ def energy(activity: SpikingActivity, *, accounting: str = "paper", technology: 
     zeta, images, cost = activity.zeta, activity.images, TECHNOLOGIES[technology]
 
     def accumulates(layer: Synapses) -> float:
-        if accounting == "events":
-            return float(layer.events) / images
-        if accounting == "paper" and layer.source is not None:
+        if accounting == "events" or not layer.macs:
+            return (float(layer.events) + float(layer.bias_events)) / images
+        if accounting == "paper" and layer.sources:
             return layer.macs * (zeta[layer.target] if layer.target else 1.0)
-        return layer.macs * (zeta[layer.source] if layer.source else float(layer.spikes) / (layer.inputs * images))
+        return layer.macs * float(layer.arrivals) / (layer.positions * images)
 
-    first = next(name for name, layer in activity.synapses.items() if layer.source is None)
     layers_pj = {name: accumulates(layer) * cost.ac_pj for name, layer in activity.synapses.items()}
-    first_layer_ac_pj = layers_pj[first]
-    analogue = float(activity.synapses[first].analogue_events) / images
-    frame_pj = (analogue if accounting == "events" else activity.synapses[first].macs) * cost.mac_pj
-    layers_pj[first] = frame_pj if accounting == "paper" else frame_pj + first_layer_ac_pj
+    first_layer_ac_pj = frame_pj = 0.0
+    for name, layer in activity.synapses.items():
+        if layer.sources:
+            continue
+        frame = (float(layer.analogue_events) / images if accounting == "events" else layer.macs) * cost.mac_pj
+        first_layer_ac_pj, frame_pj = first_layer_ac_pj + layers_pj[name], frame_pj + frame
+        layers_pj[name] = frame if accounting == "paper" else frame + layers_pj[name]
     ann_pj = sum(layer.macs for layer in activity.synapses.values()) * cost.mac_pj
     return EnergyReport(
         accounting=accounting,
