@@ -1,6 +1,8 @@
 """Networks that are no chains: what they compute against plain torch, their pools, their spikes and their events."""
 
 import copy
+import re
+from functools import partial
 
 import pytest
 import torch
@@ -10,11 +12,15 @@ from hypothesis import strategies as st
 from spikingjelly.activation_based import functional, layer
 from torch import nn
 
-from onespike.conversion import convert
+from onespike.conversion import ConversionError, SpikingNetwork, calibrate_thresholds, convert
 from onespike.functional import spike_max_pool
 from onespike.metrics import SpikingActivity, energy
-from onespike.spikingjelly import HybridEncoder, SingleSpikeLIFNode, SpikeMaxPool
+from onespike.models import resnet
+from onespike.pretrained import load_pretrained
+from onespike.spikingjelly import DirectEncoder, HybridEncoder, SingleSpikeLIFNode, SpikeMaxPool
+from onespike.spikingjelly.wiring import Bias
 
+multi_spike = partial(SingleSpikeLIFNode, single_spike=False)
 CHANNELS = 3
 STEPS = 5
 
@@ -68,7 +74,7 @@ class Drawn(nn.Module):
 
 
 def simulated(ann, network, images, scale, leak):
-    """Simulate in the ANN's own units: raw weights and biases at every step, a spike being as high as what it stands for."""
+    """Simulate in the ANN's own units: raw weights and biases, a spike being as high as what it stands for."""
     heights = {layer.name: layer.unit for layer in network.layers if layer.kind == "neuron"}
     v, fired, counts, outputs = {}, {}, {}, []
 
@@ -90,6 +96,9 @@ def simulated(ann, network, images, scale, leak):
     with torch.no_grad():
         for x in network.encoder(images):
             outputs.append(ann.run(x.double(), neuron, pool))
+            if isinstance(network.encoder, HybridEncoder):  # biases act with the analogue image, and no more
+                for name, parameter in ann.named_parameters():
+                    parameter.mul_(not name.endswith("bias"))
     return torch.stack(outputs)
 
 
@@ -105,12 +114,13 @@ OPERATIONS = st.tuples(
     powers=st.lists(st.integers(-2, 1), min_size=7, max_size=7),
     scale=st.sampled_from([1.0, 0.5]),
     leak=st.sampled_from([1.0, 0.5]),
+    encoder=st.sampled_from([HybridEncoder, DirectEncoder]),
 )
-def test_random_graphs_equal_a_plain_simulation_to_the_bit(plan, seed, powers, scale, leak):
+def test_random_graphs_equal_a_plain_simulation_to_the_bit(plan, seed, powers, scale, leak, encoder):
     ann = Drawn([("conv", 0, 0), *plan], seed).eval()
     images = torch.randint(0, 256, (3, CHANNELS, 4, 4), generator=torch.Generator().manual_seed(seed)) / 256
     thresholds = {f"relus.{i}": 2.0**power for i, power in enumerate([0, *powers])}
-    network = convert(ann, images, thresholds=thresholds, threshold_scale=scale, leak=leak, T=STEPS)
+    network = convert(ann, images, thresholds=thresholds, threshold_scale=scale, leak=leak, encoder=encoder(STEPS))
     expected = simulated(copy.deepcopy(ann).double(), network, images, scale, leak)
     unit = network.layers[-1].unit
     assert torch.equal(network.currents(images).double() * unit, expected)
@@ -320,3 +330,113 @@ def test_what_cannot_be_counted_is_named():
         linear(torch.rand(2, 3, 4))
     with SpikingActivity(linear), pytest.raises(RuntimeError, match=r"must run as torch.fx traced it.* got 2 in place of"):
         linear[2](torch.rand(2, 3, 4))
+
+
+def small_resnet():
+    """Every value of batch norm drawn, so that folding has something to do."""
+    torch.manual_seed(0)
+    ann = resnet("resnet8", 5, in_channels=1, width=0.5)
+    for module in ann.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight.data, module.running_var):
+                nn.init.uniform_(tensor, 0.5, 1.5)
+            for tensor in (module.bias.data, module.running_mean):
+                nn.init.normal_(tensor, std=0.1)
+    return ann.eval()
+
+
+def test_batch_norm_is_folded_and_the_ann_is_left_as_it_was():
+    ann, images = small_resnet().train(), torch.rand(8, 1, 8, 8)
+    before = copy.deepcopy(ann.state_dict())
+    thresholds = calibrate_thresholds(ann, images, timesteps=30)
+    network = convert(ann, images, thresholds=thresholds, threshold_scale=1, encoder=DirectEncoder(400), neuron=multi_spike)
+    assert network.training
+    assert ann.training
+    assert all(module.training for module in ann.modules())
+    for name, value in ann.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert not any("Norm" in type(module).__name__ for module in network.modules())
+    with torch.no_grad():
+        rate = network.eval()(images).potential / 400 * network.layers[-1].unit
+        logits = ann.eval()(images)
+    assert (rate - logits).norm() < 0.05 * logits.norm()
+
+
+@pytest.mark.parametrize("encoder", [DirectEncoder, HybridEncoder])
+def test_a_graph_is_saved_loaded_copied_and_compiled(encoder, tmp_path):
+    ann = Drawn([("conv", 0, 0), ("pool", 0, 0), ("conv", 2, 2), ("cat", 1, 3), ("sum", 1, 4), ("shortcut", 5, 2)], 1).eval()
+    images = torch.rand(6, CHANNELS, 4, 4)
+    network = convert(ann, images, timesteps=10, encoder=encoder(4))
+    kinds = {layer.kind for layer in network.layers}
+    assert {"SpikeMaxPool", "Concat", "Add", "Scale"} <= kinds
+    assert ("Bias" in kinds) == (encoder is HybridEncoder)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1.01)
+    network.save(tmp_path)
+    loaded = SpikingNetwork.load(tmp_path)
+    assert loaded.layers == network.layers
+    expected = network(images).potential
+    assert expected.std() > 0
+    for again in (loaded, copy.deepcopy(network), torch.compile(network, fullgraph=True, backend="aot_eager")):
+        torch.testing.assert_close(again(images).potential, expected, rtol=0, atol=0)
+    loaded.train()(images).potential.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in loaded.body.parameters())
+
+
+def test_a_saved_chain_of_the_first_format_loads():
+    network = load_pretrained("cifar10_vgg6_small")
+    assert [layer.inputs for layer in network.layers[:2]] == [("",), (network.layers[0].name,)]
+    assert not network.body.inputs
+
+
+class Aux(nn.Module):
+    def forward(self, x):
+        return x, x.flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("ann", "messages"),
+    [
+        (
+            nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3), nn.Sigmoid(), nn.Flatten()),
+            ["2 obstacles", r"1 \(GELU\), 4 \(Sigmoid\) cannot be converted: use ReLU", r"2 \(Conv2d\) has no ReLU before 3"],
+        ),
+        (Aux(), ["Aux must return logits alone"]),
+        (nn.Sequential(nn.BatchNorm2d(3), nn.Softmax(1)), ["2 obstacles", r"0 \(BatchNorm2d\)", r"1 \(Softmax\).* logits"]),
+    ],
+)
+def test_all_obstacles_are_named_at_once(ann, messages):
+    for call in (convert, calibrate_thresholds):
+        with pytest.raises(ConversionError) as refused:
+            call(ann, torch.rand(4, 3, 8, 8))
+        for message in messages:
+            assert re.search(message, str(refused.value)), str(refused.value)
+
+
+def test_a_mean_over_the_image_and_views_are_understood():
+    class Written(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4, 3)
+
+        def forward(self, x):
+            x = F.max_pool2d(torch.relu(self.conv(x)), 2)
+            return self.head(x.mean((2, 3)).view(x.size(0), 4))
+
+    network = convert(Written(), torch.rand(8, 1, 8, 8), timesteps=5)
+    assert [layer.kind for layer in network.layers] == [
+        *("Conv2d", "Bias", "neuron", "SpikeMaxPool", "AdaptiveAvgPool2d", "Flatten", "Flatten", "Linear", "Bias")
+    ]
+
+
+def test_a_bias_acts_once_in_every_mode():
+    bias, x_seq = Bias(3, 2), torch.rand(4, 2, 3, 5, 5)
+    bias.bias.data.copy_(torch.tensor([1.0, -2.0, 3.0]))
+    expected = x_seq.clone()
+    expected[0] += bias.bias.view(3, 1, 1)
+    assert torch.equal(bias(x_seq), expected)
+    assert torch.equal(bias(x_seq), x_seq), "the sequence goes on"
+    functional.reset_net(bias)
+    functional.set_step_mode(bias, "s")
+    assert torch.equal(torch.stack([bias(x) for x in x_seq]), expected)

@@ -19,7 +19,7 @@ class Assembly:
     The unit of an edge is what 1.0 on it stands for in the ANN's activations: 1 for the image; a neuron multiplies that of
     its current by its threshold V, since a spike stands for V; every other layer keeps it. Then
 
-        a bias is divided by the unit of its layer's currents,
+        a bias is divided by the unit of its layer's currents, and acts with the layer at every step, or once, as a `Bias`,
         where branches add up, all are brought to the unit of the first that is fixed, such as an identity shortcut's: a Conv or
         Linear layer that gives to the sum alone takes the factor into its weights, another fixed one goes through a `Scale`,
         behind a concatenation each channel has a unit of its own, and the columns of the next weights take the factor.
@@ -30,10 +30,15 @@ class Assembly:
         plan: the ANN's layers and weights.
         images: one image at least, [N, *], as the ANN takes them: its shape is followed through the layers.
         threshold: called with the assembly so far and the layer of each neuron; returns its threshold V.
+        bias_once: whether biases act at the first step alone.
         image_unit: what 1.0 of the encoded image stands for.
     """
 
-    def __init__(self, plan: Plan, images: Tensor, threshold: Threshold, *, image_unit: float = 1.0) -> None:
+    def __init__(
+        self, plan: Plan, images: Tensor, threshold: Threshold, *, bias_once: bool = False, image_unit: float = 1.0
+    ) -> None:
+        self.bias_once = bias_once
+        self.biased: dict[str, str] = {}
         self.layers: list[Layer] = []
         self.modules: dict[str, nn.Module] = {}
         self.units: dict[str, Tensor | float] = {INPUT: image_unit}
@@ -61,15 +66,16 @@ class Assembly:
         elif layer.kind == NEURON:
             unit = largest(unit)
             inputs = (self.brought(inputs[0], unit, layer.name),)
-        layer = replace(layer, inputs=inputs)
+        layer = replace(layer, inputs=tuple(self.biased.get(source, source) for source in inputs))
         if layer.kind == NEURON:
             self.thresholds[layer.name] = threshold(self, layer)
             unit = unit * self.thresholds[layer.name]
-        elif layer.kind in WEIGHTED:
-            self.modules[layer.name], unit = self.weighted(layer, unit)
-        else:
+        elif layer.kind not in WEIGHTED:
             self.modules[layer.name] = layer.build()
-        self.append(layer, unit)
+        if layer.kind in WEIGHTED:
+            self.weighted(layer, unit)
+        else:
+            self.append(layer, unit)
 
     def append(self, layer: Layer, unit: Tensor | float) -> None:
         """Add a layer, and the shape that it gives."""
@@ -85,17 +91,25 @@ class Assembly:
         if hasattr(module, "reset"):
             module.reset()
 
-    def weighted(self, layer: Layer, unit: Tensor | float) -> tuple[nn.Module, float]:
-        """Make a Conv or Linear layer with copies of its weights, in the unit of its input."""
+    def weighted(self, layer: Layer, unit: Tensor | float) -> None:
+        """Make a Conv or Linear layer with copies of its weights, in the unit of its input, and what adds its bias."""
         own = self.plan.weights[layer.name]
-        module = layer.build(bias=own.bias is not None)
+        module = layer.build(bias=own.bias is not None and not self.bias_once)
         weight, common = own.weight.detach().clone(), largest(unit)
         if isinstance(unit, Tensor):
             scale_columns(weight, module, (unit / common).to(weight))
         module.weight = nn.Parameter(weight)
-        if own.bias is not None:
-            module.bias = nn.Parameter(own.bias.detach().clone() / common)
-        return module, common
+        self.modules[layer.name] = module
+        self.append(layer, common)
+        if own.bias is None:
+            return
+        if self.bias_once:
+            name = f"{layer.name}_bias"
+            once = Layer(name, "Bias", {"channels": len(own.bias), "dims": weight.dim() - 2}, (layer.name,))
+            self.biased[layer.name], self.modules[name] = name, once.build()
+            self.append(once, common)
+        adding: Any = self.modules[self.biased.get(layer.name, layer.name)]
+        adding.bias = nn.Parameter(own.bias.detach().clone() / common)
 
     def adjustable(self, source: str) -> bool:
         """Whether a layer's weights may take a factor, since what it gives goes to one place."""
@@ -107,16 +121,16 @@ class Assembly:
         if isinstance(ratio, float) and ratio == 1:
             return source
         if self.adjustable(source):
-            for parameter in self.modules[source].parameters():
+            names = {source, self.biased.get(source, source)}
+            for parameter in [parameter for name in names for parameter in self.modules[name].parameters()]:
                 parameter.mul_(ratio)
-            at = [layer.name for layer in self.layers].index(source)
-            self.layers[at] = replace(self.layers[at], unit=unit)
+            self.layers = [replace(layer, unit=unit) if layer.name in names else layer for layer in self.layers]
             self.units[source] = unit
             return source
         name = f"{source or 'input'}_to_{user}"
         if name not in self.units:
             channels = len(ratio) if isinstance(ratio, Tensor) else None
-            layer = Layer(name, "Scale", {"channels": channels}, (source,))
+            layer = Layer(name, "Scale", {"channels": channels}, (self.biased.get(source, source),))
             module = layer.build()
             module.weight = nn.Parameter(torch.as_tensor(ratio).to(self.probes[source]))
             self.modules[name] = module

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from onespike.conversion.assemble import Assembly, largest
 from onespike.conversion.calibrate import calibrate_thresholds
 from onespike.conversion.network import SpikingNetwork
-from onespike.conversion.rules import NEURON, ConversionError, check_images, read_ann, with_dropout
+from onespike.conversion.rules import NEURON, ConversionError, Layer, check_images, read_ann, with_dropout
 from onespike.functional.checks import check_positive, check_T
 from onespike.spikingjelly import HybridEncoder, SingleSpikeLIFNode, SpikeTimeReadout
 
@@ -81,12 +81,16 @@ def convert(
 
     if encoder is None:
         encoder = HybridEncoder(T, intensity_range_of(images))
-    encoder, unit = in_unit_of_spikes(encoder)
-    assembly = Assembly(plan, images, lambda _, layer: thresholds[layer.name])
-    if unit != 1:
-        stands_for = {layer.name: largest(assembly.units[layer.name]) for layer in plan.layers}
-        in_unit = lambda made, layer: stands_for[layer.name] / largest(made.units[layer.inputs[0]])  # noqa: E731
-        assembly = Assembly(plan, images, in_unit, image_unit=unit)
+    encoder, image_unit = in_unit_of_spikes(encoder)
+    once = isinstance(encoder, HybridEncoder)
+    assembly = Assembly(plan, images, lambda _, layer: thresholds[layer.name], bias_once=once)
+    if image_unit != 1:  # what a spike stands for stays, in units that begin elsewhere
+        spike = {layer.name: largest(assembly.units[layer.name]) for layer in plan.layers}
+
+        def in_unit(made: Assembly, layer: Layer) -> float:
+            return spike[layer.name] / largest(made.units[layer.inputs[0]])
+
+        assembly = Assembly(plan, images, in_unit, bias_once=once, image_unit=image_unit)
     stages = [
         neuron(leak=leak, v_threshold=assembly.thresholds[layer.name] * threshold_scale)
         if layer.kind == NEURON

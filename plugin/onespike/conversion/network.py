@@ -14,7 +14,7 @@ from onespike.functional.checks import check_T
 from onespike.graph import INPUT
 from onespike.spikingjelly import SingleSpikeLIFNode, SpikeMaxPool, SpikeTimeReadout, project_net
 from onespike.spikingjelly.memory import CopyableMemory
-from onespike.spikingjelly.wiring import Wiring
+from onespike.spikingjelly.wiring import Bias, Wiring
 
 
 class CorruptModelError(ValueError):
@@ -25,7 +25,7 @@ class SpikingNetwork(CopyableMemory):
     """A feed-forward spiking network: images [N, *] -> `Readout` of potential and spike time, each [N, K].
 
     `encoder`, `body` and `readout` are ordinary SpikingJelly modules and may be used, swapped or hooked on their own. In step
-    mode "m" every call is a presentation of its own and starts from a clean state, so nodes and pools do not keep
+    mode "m" every call is a presentation of its own and starts from a clean state, so nodes, pools and biases do not keep
     theirs (`keep_state` is False: the state costs time and memory). In mode "s" each call is one step; `reset()` starts over.
 
     Args:
@@ -46,7 +46,7 @@ class SpikingNetwork(CopyableMemory):
         self.body = Wiring(modules, {at: tuple(places[name] for name in layer.inputs) for at, layer in enumerate(layers)})
         self.readout = readout
         for module in self.body.modules():
-            if isinstance(module, SingleSpikeLIFNode | SpikeMaxPool):
+            if isinstance(module, SingleSpikeLIFNode | SpikeMaxPool | Bias):
                 module.keep_state = False
 
     @property

@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from onespike.functional.checks import check_finite, check_floating
 from onespike.graph import INPUT, Node, Unknown, read
 from onespike.spikingjelly.pool import AvgPool2d, SpikeMaxPool
-from onespike.spikingjelly.wiring import Add, Concat, Scale
+from onespike.spikingjelly.wiring import Add, Bias, Concat, Scale
 
 NEURON = "neuron"
 MAX_POOL = "SpikeMaxPool"
@@ -32,9 +32,10 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "Add": (),
     "Concat": ("dim",),
     "Scale": ("channels",),
+    "Bias": ("channels", "dims"),
 }
 """The layers of a spiking network beside its neurons, and the constructor arguments that describe each."""
-OWN = {"AvgPool2d": AvgPool2d, MAX_POOL: SpikeMaxPool, "Add": Add, "Concat": Concat, "Scale": Scale}
+OWN = {"AvgPool2d": AvgPool2d, MAX_POOL: SpikeMaxPool, "Add": Add, "Concat": Concat, "Scale": Scale, "Bias": Bias}
 
 WEIGHTED = ("Conv1d", "Conv2d", "Conv3d", "Linear")
 NORMS = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d")

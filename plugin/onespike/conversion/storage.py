@@ -16,7 +16,7 @@ from spikingjelly.activation_based.functional import set_step_mode
 from torch import Tensor, nn
 
 from onespike.conversion.network import CorruptModelError, SpikingNetwork
-from onespike.conversion.rules import ARGUMENTS, NEURON, Layer, layer_class
+from onespike.conversion.rules import ARGUMENTS, NEURON, WEIGHTED, Layer, layer_class
 from onespike.graph import INPUT
 from onespike.spikingjelly import DirectEncoder, HybridEncoder, SingleSpikeLIFNode, SpikeTimeReadout
 
@@ -236,7 +236,7 @@ def describe_layer(layer: Layer, module: nn.Module) -> dict[str, Any]:
             f"{layer.name} must be a SingleSpikeLIFNode or a layer that conversion makes to be saved, got {type(module)}"
         )
     arguments = {argument: getattr(module, argument) for argument in ARGUMENTS[kind]}
-    if getattr(module, "bias", None) is not None:
+    if kind in WEIGHTED and module.bias is not None:
         arguments["bias"] = True
     return entry | {"kind": kind, "arguments": arguments}
 

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from onespike.graph import INPUT, Node, read
 from onespike.metrics.macs import WEIGHTED, macs_of
 from onespike.spikingjelly import DirectEncoder, HybridEncoder, SpikeMaxPool
-from onespike.spikingjelly.wiring import Add, Concat, Scale
+from onespike.spikingjelly.wiring import Add, Bias, Concat, Scale
 
 POOLS = tuple(getattr(nn, f"{kind}AvgPool{d}d") for kind in ("", "Adaptive") for d in (1, 2, 3))
 MAX_POOLS = (SpikeMaxPool, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
@@ -240,6 +240,9 @@ class SpikingActivity:
         elif len({type(flow) for flow in flows}) > 1:
             found = Lost(call.name)
         elif isinstance(flow, Current):
+            if isinstance(module, Bias) and output is not None:
+                synapses = self.synapses[flow.weights[-1]]
+                synapses.bias_events = synapses.bias_events + (output != inputs[0]).sum(dtype=torch.float64)
             found = Current(tuple(dict.fromkeys(name for flow in flows for name in flow.weights)))  # type: ignore[union-attr]
         elif isinstance(flow, Spikes):
             found = self._through_layer(call, flow)

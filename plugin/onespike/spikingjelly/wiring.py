@@ -1,4 +1,4 @@
-"""Modules that make a graph of a chain: sums, concatenation and factors, and the sequence that is wired with them."""
+"""Modules that make a graph of a chain: sums, concatenation, factors, biases, and the sequence that is wired with them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from spikingjelly.activation_based import base
 from torch import Tensor, nn
+
+from onespike.spikingjelly.memory import CopyableMemory
 
 
 class Add(nn.Module):
@@ -57,6 +59,48 @@ class Scale(nn.Module, base.StepModule):
 
     def extra_repr(self) -> str:
         return f"{self.channels}, step_mode={self.step_mode}"
+
+
+class Bias(CopyableMemory):
+    """A bias that acts once, at the first step of a sequence, as the analogue image does. `reset_net` starts a sequence.
+
+    Args:
+        channels: number of channels C.
+        dims: dimensions that follow the channels: 2 behind a Conv2d, 0 behind a Linear layer.
+        step_mode: "m" for x [T, N, C, *], "s" for x [N, C, *].
+
+    Attributes:
+        keep_state: whether step mode "m" goes on with a sequence and remembers it; see `SingleSpikeLIFNode`.
+    """
+
+    started: bool
+    keep_state = True
+
+    def __init__(self, channels: int, dims: int = 0, step_mode: str = "m") -> None:
+        super().__init__()
+        self.channels, self.dims = channels, dims
+        self.step_mode = step_mode
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_memory("started", False)
+
+    def multi_step_forward(self, x_seq: Tensor) -> Tensor:
+        """Add the bias to the first of [T, N, C, *], unless they go on with a sequence."""
+        if self.keep_state:
+            started, self.started = self.started, True
+            if started:
+                return x_seq
+        return torch.cat([x_seq[:1] + self._shaped(), x_seq[1:]])
+
+    def single_step_forward(self, x: Tensor) -> Tensor:
+        """Add the bias to x [N, C, *] at the first step."""
+        started, self.started = self.started, True
+        return x if started else x + self._shaped()
+
+    def _shaped(self) -> Tensor:
+        return self.bias.view(-1, *[1] * self.dims)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, {self.dims}, step_mode={self.step_mode}"
 
 
 class Wiring(nn.Sequential):
