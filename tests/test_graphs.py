@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from spikingjelly.activation_based import functional, layer
 from torch import nn
 
-from onespike.conversion import ConversionError, SpikingNetwork, calibrate_thresholds, convert
+from onespike.conversion import ConversionError, SpikingNetwork, calibrate_thresholds, compare, convert
 from onespike.functional import spike_max_pool
 from onespike.metrics import SpikingActivity, energy
 from onespike.models import resnet
@@ -372,10 +372,12 @@ def test_a_graph_is_saved_loaded_copied_and_compiled(encoder, tmp_path):
     assert ("Bias" in kinds) == (encoder is HybridEncoder)
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.mul_(1.01)
+            parameter.mul_(0.99)
     network.save(tmp_path)
     loaded = SpikingNetwork.load(tmp_path)
-    assert loaded.layers == network.layers
+    assert [(one.name, one.inputs, one.unit) for one in loaded.layers] == [
+        (one.name, one.inputs, one.unit) for one in network.layers
+    ]
     expected = network(images).potential
     assert expected.std() > 0
     for again in (loaded, copy.deepcopy(network), torch.compile(network, fullgraph=True, backend="aot_eager")):
@@ -440,3 +442,38 @@ def test_a_bias_acts_once_in_every_mode():
     functional.reset_net(bias)
     functional.set_step_mode(bias, "s")
     assert torch.equal(torch.stack([bias(x) for x in x_seq]), expected)
+
+
+def test_the_report_says_what_became_of_each_module_and_where_most_is_lost():
+    ann, images = small_resnet(), torch.rand(20, 1, 8, 8)
+    thresholds = calibrate_thresholds(ann, images, timesteps=30)
+    reports = {}
+    for T in (5, 300):
+        network = convert(ann, images, thresholds=thresholds, threshold_scale=1, encoder=DirectEncoder(T), neuron=multi_spike)
+        reports[T] = compare(ann, network.train(), images, batch_size=7)
+        assert network.training
+    rows = {row.name: row for row in reports[300].rows}
+    assert rows["0"].became == "Conv2d"
+    assert rows["1"].became == "folded into 0"
+    assert rows["4.downsample.1"].became == "folded into 4.downsample.0"
+    assert rows["2"].became == "SingleSpikeLIFNode"
+    assert rows["2"].theta == pytest.approx(thresholds["2"])
+    assert rows["2"].threshold == pytest.approx(thresholds["2"])
+    with torch.no_grad():
+        first = F.relu(ann[:2](images))
+        counts = []
+        network.nodes()["2"].register_forward_hook(lambda module, inputs, s_seq: counts.append(s_seq.sum(0)))
+        network.eval()(images)
+    gain = (first * counts[0]).sum() / counts[0].square().sum()
+    assert rows["2"].error == pytest.approx(((first - gain * counts[0]).norm() / first.norm()).item(), abs=1e-4)
+    assert rows["2"].firing == pytest.approx((counts[0] > 0).any(0).float().mean().item())
+    errors = {T: [row.error for row in report.rows if row.error is not None] for T, report in reports.items()}
+    assert len(errors[5]) == 7
+    assert max(errors[300]) < 0.1 < max(errors[5])
+    assert reports[5].worst.error == max(errors[5])
+    assert f"{reports[5].worst.name} loses most" in str(reports[5])
+    other = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r"network must be made of this ANN, whose ReLUs are 2, got 2, 3.relu"):
+        compare(other, network, images)
+    with pytest.raises(ValueError, match="images must hold at least one image"):
+        compare(ann, network, images[:0])

@@ -15,6 +15,7 @@ TUTORIALS = sorted(FOLDER.glob("*.py"))
 def test_there_are_tutorials():
     assert {path.stem for path in TUTORIALS} == {
         "classify_images",
+        "convert_resnet",
         "convert_your_own",
         "snntorch_digits",
         "spikingjelly_digits",
@@ -61,9 +62,9 @@ def test_before_and_after(path):
 
 def test_convert_your_own(tmp_path):
     told = run(FOLDER / "convert_your_own.py", "--epochs", 4, "--out", tmp_path)
-    assert "conv1 (Conv2d) has a bias: train the ANN with bias=False" in told
-    assert "norm1 (BatchNorm2d) cannot be converted: train the ANN without batch norm" in told
-    assert "pool1 (MaxPool2d) cannot be converted: use average pooling" in told
+    assert "act1 (GELU), act2 (GELU), act3 (GELU) cannot be converted: use ReLU" in told
+    assert re.search(r"^norm1 +folded into conv1$", told, re.MULTILINE)
+    assert re.search(r"^act1 +SingleSpikeLIFNode( +[\d.e+-]+){2}( +[\d.]+%){2}$", told, re.MULTILINE)
     validation = dict(re.findall(r"^  ([\d.]+): [\d.]+ % untrained, ([\d.]+) % trained$", told, re.MULTILINE))
     assert len(validation) == 4
     (best,) = re.findall(r"^converted: scale ([\d.]+)", told, re.MULTILINE)
@@ -90,3 +91,12 @@ def test_classify_images(tmp_path):
     assert 0 < float(spikes) < 1
     assert most == "1"
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_convert_resnet():
+    told = run(FOLDER / "convert_resnet.py", "--epochs", 4)
+    rows = {name: float(percent) for name, percent in re.findall(r"^(\w+): .*?([\d.]+) %$", told, re.MULTILINE)}
+    assert rows["ann"] > 90
+    assert abs(rows["exact"] - rows["ann"]) <= 1
+    assert rows["trained"] > max(85, rows["converted"])
+    assert re.search(r"^4.downsample.1 +folded into 4.downsample.0$", told, re.MULTILINE)

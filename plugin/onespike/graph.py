@@ -119,13 +119,12 @@ def in_eval_mode(net: nn.Module) -> Iterator[None]:
 
 
 def unused(call: fx.Node, taken: list[str], suffix: str) -> str:
-    """Name a call: by its module's path, by its own name where that was called before."""
+    """Name a call by its module's path or its function's name; a further call of a module gets a number."""
     name = (str(call.target) if call.op == "call_module" else call.name) + suffix
-    if name in taken:
-        name = call.name + suffix
-    while name in taken:
-        name += "_"
-    return name
+    times = 1
+    while (found := name if times == 1 else f"{name}_{times - 1}") in taken:
+        times += 1
+    return found
 
 
 def sources_of(call: fx.Node) -> list[fx.Node]:

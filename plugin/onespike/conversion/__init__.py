@@ -5,6 +5,16 @@ from onespike.conversion.calibrate import calibrate_thresholds
 from onespike.conversion.convert import convert
 from onespike.conversion.network import CorruptModelError, SpikingNetwork
 from onespike.conversion.one_spike import fit_one_spike
+from onespike.conversion.report import ConversionReport, compare
 from onespike.conversion.rules import ConversionError
 
-__all__ = ["ConversionError", "CorruptModelError", "SpikingNetwork", "calibrate_thresholds", "convert", "fit_one_spike"]
+__all__ = [
+    "ConversionError",
+    "ConversionReport",
+    "CorruptModelError",
+    "SpikingNetwork",
+    "calibrate_thresholds",
+    "compare",
+    "convert",
+    "fit_one_spike",
+]
