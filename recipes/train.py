@@ -45,7 +45,8 @@ from onespike.conversion import ConversionError, CorruptModelError, SpikingNetwo
 from onespike.conversion.storage import write_atomically
 from onespike.functional import BackendUnavailableError
 from onespike.functional.backends import resolve_backend
-from onespike.models import vgg
+from onespike.models import resnet, vgg
+from onespike.models.resnet import BLOCKS
 
 STARTED = time.monotonic()
 ANN_SETTINGS = (
@@ -243,9 +244,13 @@ def train_ann(
 def new_ann(config: Config, classes: int, device: torch.device) -> nn.Sequential:
     """Build the ANN, untrained."""
     torch.manual_seed(seed_of(config.seed, "ann", "weights"))
-    sizes = {name: getattr(config, name) for name in ("width", "hidden", "dropout", "fc_dropout", "init")}
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    return vgg(config.model, classes, **sizes).to(device, memory_format=layout)  # type: ignore[call-overload]
+    if config.model in BLOCKS:
+        ann = resnet(config.model, classes, width=config.width)
+    else:
+        sizes = {name: getattr(config, name) for name in ("width", "hidden", "dropout", "fc_dropout", "init")}
+        ann = vgg(config.model, classes, **sizes)
+    return ann.to(device, memory_format=layout)  # type: ignore[call-overload]
 
 
 def ann_loss(config: Config) -> Loss:

@@ -100,9 +100,8 @@ def main() -> None:
     print(f"{f'converted: hybrid, one spike, T = {T}':48s}{untrained:8.1f} %")
     with SpikingActivity(network) as activity:
         print(f"{'trained: the same, fine-tuned':48s}{accuracy(network, test):8.1f} %")
-    print(
-        f"{activity.mean:.2f} spikes per neuron; energy by events, E_ANN / E_SNN: {energy(activity, accounting='events').ratio:.1f}"
-    )
+    ratio = energy(activity, accounting="events").ratio
+    print(f"{activity.mean:.2f} spikes per neuron; energy by events, E_ANN / E_SNN: {ratio:.1f}")
     print(f"\nwhat became of the ANN, and what training made of it\n{compare(ann, network, images)}")
 
 

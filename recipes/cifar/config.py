@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from onespike.models.resnet import BLOCKS
 from onespike.models.vgg import LAYERS
 
 
@@ -65,7 +66,9 @@ class Config:
     cutout: int = option(0, "side in pixels of a square set to the mean colour, anywhere in each training image; 0 sets none")
     seed: int = option(0, "of weights, batches, augmentation and dropout")
 
-    model: Literal["vgg6", "vgg9", "vgg11", "vgg16"] = option("vgg16", "network")
+    model: Literal["vgg6", "vgg9", "vgg11", "vgg16", "resnet8", "resnet14", "resnet20", "resnet32"] = option(
+        "vgg16", "network; a resnet has batch norm, and of what follows takes the width alone"
+    )
     width: float = option(1.0, "factor on the channels of its convolutions")
     hidden: int = option(4096, "units of its two hidden fully-connected layers")
     dropout: float = option(0.2, "dropout of the ANN after convolutions")
@@ -350,4 +353,4 @@ def explain() -> str:
     return "\n".join(lines)
 
 
-assert set(LAYERS) == set(get_args(get_type_hints(Config)["model"]))
+assert {*LAYERS, *BLOCKS} == set(get_args(get_type_hints(Config)["model"]))

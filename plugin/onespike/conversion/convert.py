@@ -33,13 +33,17 @@ def convert(
     timesteps: int = 200,
     batch_size: int = 128,
 ) -> SpikingNetwork:
-    """Convert a bias-free feed-forward ANN into a hybrid-encoded single-spike network of the same weights.
+    """Convert a feed-forward ANN into a hybrid-encoded single-spike network of the same weights.
 
     Every ReLU becomes a neuron whose threshold is `threshold_scale` times the calibrated one; the last layer feeds a readout
-    with V_L at the median of its half-way potential. The ANN is left as it was; the network is in the same mode, train or eval.
+    with V_L at the median of its half-way potential. Batch norm is folded into the layer before it, maximum pools become
+    `SpikeMaxPool`, and weights and biases take up what a spike stands for where branches meet. A bias acts when the analogue
+    image does: once, at t = 1, behind a `HybridEncoder`, at every step behind any other. The ANN is left as it was; the
+    network is in the same mode, train or eval.
 
     Args:
-        ann: any torch.fx-traceable chain of Conv, Linear, ReLU, AvgPool, Flatten and Dropout without biases.
+        ann: any torch.fx-traceable network of Conv, Linear, BatchNorm behind them, ReLU, AvgPool, MaxPool behind a ReLU,
+            Flatten, Dropout, sums and concatenations of channels. `compare` says what became of each.
         images: calibration images from the training set, [N, *], as the ANN takes them.
         T: number of time steps.
         threshold_scale: factor on all hidden thresholds. It matters more than anything else: choose it on validation data.
@@ -59,7 +63,7 @@ def convert(
         The spiking network, on the device of the ANN.
 
     Raises:
-        ConversionError: the ANN cannot be converted; the message names the module and the remedy.
+        ConversionError: the ANN cannot be converted; the message names every module in the way and the remedy.
         TypeError, ValueError: an argument leaves its range.
     """
     T = check_T(T)
