@@ -1,4 +1,4 @@
-"""Well-known architectures: what converts follows its ANN, for the others every obstacle is named; docs/conversion.md lists them."""
+"""Well-known architectures: what converts follows its ANN, of the others each obstacle is named; docs/conversion.md has both."""
 
 from functools import partial
 from pathlib import Path
@@ -12,9 +12,15 @@ from onespike.models import resnet
 from onespike.spikingjelly import DirectEncoder, SingleSpikeLIFNode
 
 DOCS = Path(__file__).parent.parent / "docs" / "conversion.md"
-STEPS = 120
-CONVERT = {"resnet18": 32, "vgg11": 32, "vgg11_bn": 32, "alexnet": 64, "squeezenet1_1": 32, "googlenet": 32}
-"""Those that convert, and the side of the images that they are tried on."""
+CONVERT = {
+    "resnet18": (32, 40, 100),
+    "vgg11": (32, 20, 100),
+    "vgg11_bn": (32, 20, 100),
+    "alexnet": (64, 10, 40),
+    "squeezenet1_1": (32, 60, 150),
+    "googlenet": (32, 60, 100),
+}
+"""Those that convert: the side of the images that they are tried on, the steps of calibration and those of the network."""
 REFUSED = {
     "densenet121": "features.denseblock1.denselayer1.norm1 (BatchNorm2d)",
     "mobilenet_v2": "(ReLU6); has no ReLU before",
@@ -27,11 +33,19 @@ REFUSED = {
 
 
 def built(name):
-    """Build it with random weights, of a size at which activations neither vanish nor grow."""
+    """Build it with random weights, at which activations neither vanish nor grow; the VGGs with heads of 256 units."""
     models = pytest.importorskip("torchvision.models", reason="torchvision ships these architectures")
     torch.manual_seed(0)
-    ann = getattr(models, name)(num_classes=10, **({"init_weights": False} if name == "googlenet" else {}))
+    with torch.device("meta"):  # weights are drawn once
+        ann = getattr(models, name)(num_classes=10, **({"init_weights": False} if name.startswith(("vgg", "goog")) else {}))
+        if name.startswith("vgg"):
+            sizes = [ann.classifier[0].in_features, 256, 256, 10]
+            for at, inputs, outputs in zip((0, 3, 6), sizes, sizes[1:], strict=False):
+                ann.classifier[at] = nn.Linear(inputs, outputs)
+    ann.to_empty(device="cpu")
     for module in ann.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight)
     return ann.eval()
@@ -39,13 +53,14 @@ def built(name):
 
 @pytest.mark.parametrize("name", CONVERT)
 def test_what_converts_follows_its_ann(name):
-    ann, images = built(name), torch.randn(3, 3, CONVERT[name], CONVERT[name])
+    side, timesteps, T = CONVERT[name]
+    ann, images = built(name), torch.randn(2, 3, side, side)
     network = convert(
         ann,
         images,
-        timesteps=20,
+        timesteps=timesteps,
         threshold_scale=1,
-        encoder=DirectEncoder(STEPS),
+        encoder=DirectEncoder(T),
         neuron=partial(SingleSpikeLIFNode, single_spike=False, backend="torch"),
     )
     with torch.no_grad():

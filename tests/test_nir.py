@@ -12,9 +12,17 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from onespike.conversion import convert
-from onespike.models import vgg
+from onespike.models import resnet, vgg
 from onespike.nir import from_nir, to_nir
-from onespike.spikingjelly import DirectEncoder, HybridEncoder, SingleSpikeLIFNode, SpikeTimeReadout, project_net
+from onespike.spikingjelly import (
+    DirectEncoder,
+    HybridEncoder,
+    SingleSpikeLIFNode,
+    SpikeMaxPool,
+    SpikeTimeReadout,
+    project_net,
+)
+from onespike.spikingjelly.wiring import Add, Bias, Scale, Wiring
 
 T, DT = 6, 1e-4
 
@@ -205,6 +213,23 @@ def test_a_converted_network():
     assert torch.equal(run(whole, images).potential, run(network, images).potential)
 
 
+def test_a_residual_network_with_biases():
+    torch.manual_seed(0)
+    ann = resnet("resnet8", 4, in_channels=2, width=0.25).eval()
+    ann.insert(3, nn.Identity())
+    images = torch.rand(16, 2, 8, 8)
+    network = convert(ann, images, timesteps=10, encoder=DirectEncoder(T))
+    graph = to_nir(network, (2, 8, 8), T=T)
+    assert any(isinstance(node, nir.Affine) for node in graph.nodes.values())
+    with torch.no_grad():
+        network.body.append(Scale())[-1].weight.fill_(0.5)  # a factor at the end
+    for net in (to_nir(network, (2, 8, 8), T=T), graph):
+        read = from_nir(net)
+        expected = run(network.body if net is not graph else network.body[:-1], network.encoder(images))
+        assert expected.abs().sum() > 0
+        assert torch.equal(run(read, network.encoder(images)), expected)
+
+
 def encoder_and_readout():
     return nn.Sequential(nn.Identity(), HybridEncoder(T), *fully_connected(0.9, False), nn.Dropout(), SpikeTimeReadout())
 
@@ -290,7 +315,9 @@ NEURON, SILENCE, LOOP = "2_SingleSpikeLIFNode", "2_SingleSpikeLIFNode_silence", 
         (lambda: to_nir(sequential(SingleSpikeLIFNode(per_channel=3)), (3,), T=T), "0: per_channel must be None, got 3"),
         (lambda: to_nir(sequential(SingleSpikeLIFNode(0.0)), (3,), T=T), r"0: leak must be in \(0, 1\], got 0.0"),
         (lambda: to_nir(sequential(SingleSpikeLIFNode(1e-3)), (3,), T=20), "0: leak must be above .* for T = 20"),
-        (lambda: to_nir(sequential(layer.Linear(3, 3)), (3,), T=T), "0: bias must be None"),
+        (lambda: to_nir(sequential(Bias(3)), (3,), T=T), "0: Bias has no counterpart .* at every step needs none"),
+        (lambda: to_nir(sequential(layer.Conv2d(2, 2, 3), SpikeMaxPool(2)), (2, 8, 8), T=T), "1: SpikeMaxPool has no counter"),
+        (lambda: to_nir(Wiring([LINEAR, Add()], {1: (1, 1)}), (3,), T=T), "1: a sum must be of different branches"),
         (lambda: to_nir(sequential(neuron.IFNode()), (3,), T=T), "0: IFNode has no counterpart"),
         (lambda: to_nir(sequential(layer.Flatten(2)), (3, 2, 2), T=T), "0: Flatten has no counterpart"),
         (lambda: to_nir(LINEAR_NET, (3,), T=0), "T must be >= 1, got 0"),
@@ -327,9 +354,9 @@ NEURON, SILENCE, LOOP = "2_SingleSpikeLIFNode", "2_SingleSpikeLIFNode_silence", 
         (lambda: from_nir(broken(v_leak=np.full(3, 0.5))), f"{NEURON}: v_leak must be 0, got 0.5"),
         (lambda: from_nir(broken(tau=np.full(3, 1e-5))), f"{NEURON}: tau must be above dt = 0.0001, got 1e-05"),
         (lambda: from_nir(broken(threshold=np.full(3, -1.0))), f"{NEURON}: v_threshold must be > 0 and finite, got -1.0"),
-        (lambda: from_nir(broken(stray=True)), "stray: every node must lie on the chain from input to output"),
+        (lambda: from_nir(broken(stray=True)), "stray: every node must lie between input and output"),
         (lambda: from_nir(broken(beyond=True)), "output: the output must be the end of the graph, got successors"),
-        (lambda: from_nir(broken_loop(bias=np.ones(2))), f"{LOOP}: bias must be 0, .* got up to 1"),
+        (lambda: from_nir(broken_loop(bias=np.ones(2))), f"{LOOP}: bias must be 0 .* got up to 1"),
         (lambda: from_nir(broken_loop(stride=(2, 2))), rf"{LOOP}: stride must be 1 .* got \(2, 2\)"),
         (lambda: from_nir(broken_loop(padding=(1, 0))), rf"{LOOP}: padding must be 0 .* got \(1, 0\)"),
         (lambda: from_nir(broken_loop(padding="same")), f"{LOOP}: padding must be given in numbers, got 'same'"),
@@ -337,7 +364,6 @@ NEURON, SILENCE, LOOP = "2_SingleSpikeLIFNode", "2_SingleSpikeLIFNode_silence", 
         (lambda: from_nir(broken_loop(groups=2)), f"{LOOP}: groups must be 1, got 2"),
         (lambda: from_nir(broken_loop(weight=np.ones((2, 2, 3, 3)))), rf"{LOOP}: kernel_size must be 1 .* got \(3, 3\)"),
         (lambda: from_nir(broken_loop("0_Conv2d", groups=2)), "0_Conv2d: groups must be 1, got 2"),
-        (lambda: from_nir(broken_loop("0_Conv2d", bias=np.ones(2))), "0_Conv2d: bias must be 0"),
         (lambda: from_nir(broken_loop("0_Conv2d", padding="same")), "0_Conv2d: padding must be given in numbers, got 'same'"),
         (
             lambda: from_nir(broken_loop("2_Flatten", start_dim=1)),
@@ -358,8 +384,7 @@ NEURON, SILENCE, LOOP = "2_SingleSpikeLIFNode", "2_SingleSpikeLIFNode_silence", 
             r"0: neurons must be \[K\] or \[C, H, W\], got \[3, 4\]",
         ),
         (lambda: from_nir(nir.NIRGraph({}, [], type_check=False)), "the graph must have one input, got 0"),
-        (lambda: from_nir(broken(loop=True)), "the graph must be a chain, got a cycle"),
-        (lambda: from_nir(broken(fork=True)), "the graph must be a chain, got 2 successors"),
+        (lambda: from_nir(broken(loop=True)), "the graph must have one output|no cycle but neurons|must lie between"),
     ],
 )
 def test_what_cannot_be_expressed_is_named(call, message):
@@ -370,9 +395,10 @@ def test_what_cannot_be_expressed_is_named(call, message):
 KEPT = object()
 
 
-def broken(silence=KEPT, threshold=None, metadata=None, fork=False, loop=False, stray=False, beyond=False, **fields):
+def broken(silence=KEPT, threshold=None, metadata=None, loop=False, stray=False, beyond=False, **fields):
     """A good graph with one thing wrong."""
-    graph = to_nir(sequential(HybridEncoder(T), LINEAR, SingleSpikeLIFNode(0.9, 1.0), LINEAR), (3,), T=T)
+    last = layer.Linear(3, 3, bias=False)
+    graph = to_nir(sequential(HybridEncoder(T), LINEAR, SingleSpikeLIFNode(0.9, 1.0), last), (3,), T=T)
     nodes, edges = dict(graph.nodes), list(graph.edges)
     if silence is None:
         del nodes[SILENCE]
@@ -383,8 +409,6 @@ def broken(silence=KEPT, threshold=None, metadata=None, fork=False, loop=False, 
         nodes[NEURON].v_threshold = threshold
     for field, value in fields.items():
         setattr(nodes[NEURON], field, value)
-    if fork:
-        edges.append(("input", "output"))
     if loop:
         edges = [(source, "1_Linear" if target == "output" else target) for source, target in edges]
     if stray:

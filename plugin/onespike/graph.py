@@ -69,9 +69,8 @@ class Tracer(fx.Tracer):
         """Whether a module is called as it is; one that extends a layer of torch's is, whatever it makes of it."""
         if isinstance(m, Wiring) or type(m) is nn.Sequential:
             return False
-        own = f"{type(m).__module__}."
-        layers = [kind for kind in type(m).__mro__ if kind is not nn.Module and kind.__module__ != nn.Sequential.__module__]
-        return own.startswith(LEAVES) or any(kind.__module__.startswith("torch.nn.modules.") for kind in layers)
+        kinds = [kind for kind in type(m).__mro__ if kind is not nn.Module and kind.__module__ != nn.Sequential.__module__]
+        return any(f"{kind.__module__}.".startswith(LEAVES) for kind in kinds)
 
 
 def read(net: nn.Module) -> Graph:

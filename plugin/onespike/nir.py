@@ -28,8 +28,10 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from onespike.functional.checks import check_positive, check_T
+from onespike.graph import INPUT, Unknown, read
 from onespike.spikingjelly import DirectEncoder, HybridEncoder, SingleSpikeLIFNode, SpikeTimeReadout
 from onespike.spikingjelly.pool import AvgPool2d
+from onespike.spikingjelly.wiring import Add, Bias, Scale, Wiring
 
 try:
     import nir
@@ -40,6 +42,7 @@ INHIBITION = 1e6
 """How strongly a neuron's own spike silences it, in units of its threshold, beyond what leaks away until the last step."""
 STRONGEST = 1e30
 """Limit on the inhibition: float32 ends at 3e38."""
+ADAPTIVE = (nn.AdaptiveAvgPool2d, layer.AdaptiveAvgPool2d)
 LEFT_OUT = (nn.Dropout, layer.Dropout, nn.Dropout2d, layer.Dropout2d, nn.Identity)
 ENCODERS, READOUTS = (HybridEncoder, DirectEncoder), (SpikeTimeReadout,)
 
@@ -49,8 +52,9 @@ def to_nir(network: nn.Module, input_shape: tuple[int, ...], *, T: int, dt: floa
 
     Args:
         network: a `SpikingNetwork`, or an `nn.Sequential` of SpikingJelly's (or torch's) Conv2d, Linear, AvgPool2d and Flatten,
-            Dropout and `SingleSpikeLIFNode`. An encoder in front and a readout at the end are left out. Of weights under
-            `torch.nn.utils.parametrize` the graph holds the values that they have in eval mode.
+            Dropout and `SingleSpikeLIFNode`; branches may add up. Max pools, concatenations, and biases that act once, as
+            behind a `HybridEncoder`, have no counterpart in NIR. An encoder in front and a readout at the end are left out. Of
+            weights under `torch.nn.utils.parametrize` the graph holds the values that they have in eval mode.
         input_shape: shape of one image, such as (3, 32, 32).
         T: number of steps that the graph will run at most: for so long a neuron that has fired stays silent.
         dt: duration of a step in seconds.
@@ -71,27 +75,38 @@ def to_nir(network: nn.Module, input_shape: tuple[int, ...], *, T: int, dt: floa
             "network must be a SpikingNetwork, of nothing but its three parts, or an nn.Sequential, "
             f"got {type(network).__name__} of {parts}"
         )
-    kept = [(str(i), module) for i, module in enumerate(body) if type(module) not in LEFT_OUT]
-    if kept and isinstance(kept[0][1], ENCODERS):
-        kept = kept[1:]
-    if kept and isinstance(kept[-1][1], READOUTS):
-        kept = kept[:-1]
+    graph = read(network)
     nodes: dict[str, nir.NIRNode] = {"input": nir.Input({"input": np.array(input_shape)})}
-    edges, last, shape = [], "input", tuple(input_shape)
-    for name, module in kept:
-        label = f"{name}_{type(module).__name__}"
+    edges: list[tuple[str, str]] = []
+    feeds: dict[str, tuple[str, ...]] = {INPUT: ("input",)}  # call -> nodes whose sum it gives
+    shapes = {INPUT: tuple(input_shape)}
+    last = INPUT
+    for call in graph.nodes:
+        name, module, shape = call.name.removeprefix("body."), call.module, shapes[call.inputs[0] if call.inputs else INPUT]
+        sources = [label for source in call.inputs for label in feeds[source]]
+        last = call.name
+        feeds[last], shapes[last] = tuple(sources), shape
+        if type(module) in LEFT_OUT:
+            continue
         if isinstance(module, ENCODERS + READOUTS):
-            raise ValueError(f"{name}: {type(module).__name__} must stand {at_which_end(module)}: a graph has none inside")
+            if sources != ["input"] if isinstance(module, ENCODERS) else call.name != graph.output:
+                raise ValueError(f"{name}: {type(module).__name__} must stand {at_which_end(module)}: a graph has none inside")
+            continue
+        if isinstance(module, Add):
+            if len(set(sources)) < len(sources) or len({shapes[source] for source in call.inputs}) > 1:
+                raise ValueError(f"{name}: a sum must be of different branches of one shape, got {', '.join(sources)}")
+            continue
+        label = f"{name}_{type(module).__name__}"
+        edges += [(source, label) for source in sources]
+        feeds[last] = (label,)
         if type(module) is SingleSpikeLIFNode:
             silence = f"{label}_silence"
             nodes[label], nodes[silence] = neuron_to_nir(name, module, shape, T, dt)
-            edges += [(last, label), (label, silence), (silence, label)]
+            edges += [(label, silence), (silence, label)]
         else:
-            nodes[label], shape = layer_to_nir(name, module, shape)
-            edges.append((last, label))
-        last = label
-    nodes["output"] = nir.Output({"output": np.array(shape)})
-    return nir.NIRGraph(nodes, [*edges, (last, "output")], {"T": T})
+            nodes[label], shapes[last] = layer_to_nir(name, module, shape)
+    nodes["output"] = nir.Output({"output": np.array(shapes[last])})
+    return nir.NIRGraph(nodes, [*edges, *((label, "output") for label in feeds[last])], {"T": T})
 
 
 def at_which_end(module: nn.Module) -> str:
@@ -143,8 +158,6 @@ def layer_to_nir(name: str, module: nn.Module, shape: tuple[int, ...]) -> tuple[
     kind = parametrize.type_before_parametrizations(twin)  # a subclass may compute anything else from the same settings
     require_image(name, kind, shape)
     if kind in (nn.Conv2d, layer.Conv2d, nn.Linear, layer.Linear):
-        if twin.bias is not None:
-            raise ValueError(f"{name}: bias must be None, as everywhere in the method")
         if twin.weight.dtype != torch.float32:
             raise ValueError(f"{name}: weight must be float32, got {twin.weight.dtype}: call network.float()")
         weight = twin.weight.detach().numpy().copy()
@@ -154,20 +167,30 @@ def layer_to_nir(name: str, module: nn.Module, shape: tuple[int, ...]) -> tuple[
         if twin.kernel_size[0] != twin.kernel_size[1]:
             # NIR's shape inference takes the first size for both, and refuses the graph that follows from it.
             raise ValueError(f"{name}: kernel_size must be square, got {twin.kernel_size}: fill the kernel up with zeros")
-        no_bias = np.zeros(len(weight), dtype=np.float32)
-        node: nir.NIRNode = nir.Conv2d(shape[1:], weight, twin.stride, twin.padding, twin.dilation, 1, no_bias)
+        bias = np.zeros(len(weight), dtype=np.float32) if twin.bias is None else twin.bias.detach().numpy().copy()
+        node: nir.NIRNode = nir.Conv2d(shape[1:], weight, twin.stride, twin.padding, twin.dilation, 1, bias)
     elif kind in (nn.Linear, layer.Linear):
-        node = nir.Linear(weight)
+        node = nir.Linear(weight) if twin.bias is None else nir.Affine(weight, twin.bias.detach().numpy().copy())
+    elif kind is Scale:
+        factors = twin.weight.detach() if twin.channels is None else twin.weight.detach().view(-1, *[1] * (len(shape) - 1))
+        node = nir.Scale(factors.expand(shape).numpy().copy())
     elif kind in (nn.AvgPool2d, layer.AvgPool2d, AvgPool2d):
         if twin.ceil_mode or twin.divisor_override or not twin.count_include_pad:
             raise ValueError(f"{name}: ceil_mode, divisor_override and count_include_pad must be the defaults, got {twin}")
         node = nir.AvgPool2d(*(np.array(pair(size)) for size in (twin.kernel_size, twin.stride, twin.padding)))
+    elif kind in (nn.AdaptiveAvgPool2d, layer.AdaptiveAvgPool2d) and not np.any(
+        np.remainder(shape[1:], pair(twin.output_size))
+    ):
+        window = np.array(shape[1:]) // pair(twin.output_size)
+        node = nir.AvgPool2d(window, window, np.zeros(2, dtype=int))
     elif kind in (nn.Flatten, layer.Flatten) and (twin.start_dim, twin.end_dim) == (1, -1):
         node = nir.Flatten({"input": np.array(shape)}, 0, -1)
     else:
+        called = twin.called if kind is Unknown else kind.__name__
+        remedy = "; an encoder that shows the image at every step needs none" if kind is Bias else ""
         raise ValueError(
-            f"{name}: {kind.__name__} has no counterpart here: use Conv2d, Linear, AvgPool2d, Flatten and SingleSpikeLIFNode, "
-            "no subclasses of them"
+            f"{name}: {called} has no counterpart here: use Conv2d, Linear, AvgPool2d, Flatten, sums and SingleSpikeLIFNode, "
+            f"no subclasses of them{remedy}"
         )
     with torch.no_grad():
         try:
@@ -195,7 +218,8 @@ def from_nir(graph: nir.NIRGraph, *, T: int | None = None, dt: float = 1e-4) -> 
     """Read a graph of the form that `to_nir` writes.
 
     Args:
-        graph: a chain of layers, whose neurons are IF or LIF that silence themselves.
+        graph: layers between one input and one output, whose neurons are IF or LIF that silence themselves. What several edges
+            bring to a node is added up.
         T: number of steps that will be run at most; None for the number that the graph carries. Neurons with a leak below 1
             need one: their inhibition decays.
         dt: duration of a step in seconds, as it was written.
@@ -212,39 +236,71 @@ def from_nir(graph: nir.NIRGraph, *, T: int | None = None, dt: float = 1e-4) -> 
         T = int(graph.metadata["T"])
     if T is not None:
         check_T(T)
-    following: dict[str, list[str]] = {}
-    for source, target in graph.edges:
-        following.setdefault(source, []).append(target)
     inputs = [label for label, node in graph.nodes.items() if isinstance(node, nir.Input)]
     if len(inputs) != 1:
         raise ValueError(f"the graph must have one input, got {len(inputs)}: {inputs}")
-    (name,), seen = inputs, set(inputs)
+    following: dict[str, list[str]] = {label: [] for label in graph.nodes}
+    for source, target in graph.edges:
+        following[source].append(target)
+    made = {label: neuron_of(label, node, dt) for label, node in graph.nodes.items() if isinstance(node, nir.IF | nir.LIF)}
+    silences: set[str] = set()
+    for label, neuron in made.items():
+        loops = [target for target in following[label] if following[target] == [label]]
+        if len(loops) != 1:
+            raise ValueError(f"{label}: a neuron must silence itself through one connection back, got {len(loops)}")
+        check_silence(loops[0], graph.nodes[loops[0]], neuron, T)
+        silences.update(loops)
+    preceding: dict[str, list[str]] = {label: [] for label in graph.nodes if label not in silences}
+    for source, target in graph.edges:
+        if not silences & {source, target}:
+            preceding[target].append(source)
     modules: list[nn.Module] = []
-    while not isinstance(graph.nodes[name], nir.Output):
-        targets = following.get(name, [])
-        if modules and isinstance(modules[-1], SingleSpikeLIFNode):
-            loops = [target for target in targets if following.get(target) == [name]]
-            if len(loops) != 1:
-                raise ValueError(f"{name}: a neuron must silence itself through one connection back, got {len(loops)}")
-            check_silence(loops[0], graph.nodes[loops[0]], modules[-1], T)
-            seen.update(loops)
-            targets = [target for target in targets if target not in loops]
-        if len(targets) != 1:
-            raise ValueError(f"{name}: the graph must be a chain, got {len(targets)} successors {targets}")
-        (name,) = targets
-        if name in seen:
-            raise ValueError(f"{name}: the graph must be a chain, got a cycle")
-        seen.add(name)
-        if not isinstance(graph.nodes[name], nir.Output):
-            modules.append(module_of(name, graph.nodes[name], dt))
-    if name in following:
-        raise ValueError(f"{name}: the output must be the end of the graph, got successors {following[name]}")
-    if set(graph.nodes) != seen:
-        off = ", ".join(sorted(set(graph.nodes) - seen))
-        raise ValueError(f"{off}: every node must lie on the chain from input to output, got nodes off it")
-    net = nn.Sequential(*modules)
+    sources: dict[int, tuple[int, ...]] = {}
+    places = {inputs[0]: 0}
+    for label in in_order(graph, preceding):
+        node = graph.nodes[label]
+        place, *others = (places[source] for source in preceding[label])
+        for other in others:
+            sources[len(modules)] = place, other
+            modules.append(Add())
+            place = len(modules)
+        if not isinstance(node, nir.Output):
+            sources[len(modules)] = (place,)
+            modules.append(made[label] if label in made else module_of(label, node))
+            places[label] = len(modules)
+    net = Wiring(modules, sources)
     functional.set_step_mode(net, "m")
     return net
+
+
+def in_order(graph: nir.NIRGraph, preceding: dict[str, list[str]]) -> list[str]:
+    """Return all nodes but the input, each behind those before it; raise unless they lie between the input and one output."""
+    outputs = [label for label in preceding if isinstance(graph.nodes[label], nir.Output)]
+    sources = {source for before in preceding.values() for source in before}
+    for label in outputs:
+        if label in sources:
+            beyond = [target for target, before in preceding.items() if label in before]
+            raise ValueError(f"{label}: the output must be the end of the graph, got successors {beyond}")
+    if len(outputs) != 1:
+        raise ValueError(f"the graph must have one output, got {len(outputs)}: {outputs}")
+    off = [
+        label
+        for label, before in preceding.items()
+        if (not before and not isinstance(graph.nodes[label], nir.Input)) or (label not in sources and label not in outputs)
+    ]
+    if off:
+        raise ValueError(f"{', '.join(sorted(off))}: every node must lie between input and output, got nodes off the way")
+    order: list[str] = []
+    waiting = {label: set(before) for label, before in preceding.items()}
+    while ready := [label for label, before in waiting.items() if not before]:
+        order += ready
+        for label in ready:
+            del waiting[label]
+        for before in waiting.values():
+            before.difference_update(ready)
+    if waiting:
+        raise ValueError(f"{', '.join(sorted(waiting))}: the graph must have no cycle but neurons that silence themselves")
+    return order[1:]
 
 
 def check_silence(name: str, node: nir.NIRNode, neuron: SingleSpikeLIFNode, T: int | None) -> None:
@@ -253,6 +309,10 @@ def check_silence(name: str, node: nir.NIRNode, neuron: SingleSpikeLIFNode, T: i
         raise ValueError(f"{name}: what silences neurons must be a Linear or a Conv2d, got {type(node).__name__}")
     if isinstance(node, nir.Conv2d):
         check_convolution(name, node)
+        if np.any(node.bias):
+            raise ValueError(
+                f"{name}: bias must be 0 where neurons silence themselves, got up to {np.abs(node.bias).max():.4g}"
+            )
         for field, value in {"kernel_size": node.weight.shape[2:], "stride": node.stride, "dilation": node.dilation}.items():
             if pair(value) != (1, 1):
                 raise ValueError(f"{name}: {field} must be 1 where neurons silence themselves, got {pair(value)}")
@@ -271,43 +331,50 @@ def check_silence(name: str, node: nir.NIRNode, neuron: SingleSpikeLIFNode, T: i
 
 
 def check_convolution(name: str, node: nir.Conv2d) -> None:
-    """Raise unless a convolution is one of the method's: without bias and groups, its padding given in numbers."""
-    if np.any(node.bias):
-        raise ValueError(f"{name}: bias must be 0, as everywhere in the method, got up to {np.abs(node.bias).max():.4g}")
+    """Raise unless a convolution is one that we write: without groups, its padding given in numbers."""
     if node.groups != 1:
         raise ValueError(f"{name}: groups must be 1, got {node.groups}")
     if isinstance(node.padding, str):
         raise ValueError(f"{name}: padding must be given in numbers, got {node.padding!r}")
 
 
-def module_of(name: str, node: nir.NIRNode, dt: float) -> nn.Module:
-    """Return the SpikingJelly layer or neuron for a node."""
-    if isinstance(node, nir.IF | nir.LIF):
-        threshold, gain = uniform(name, "v_threshold", node.v_threshold), uniform(name, "r", node.r) * dt
-        leak, at_rest = 1.0, {"v_reset": node.v_reset}
-        if isinstance(node, nir.LIF):
-            decay = dt / uniform(name, "tau", node.tau)
-            leak, gain = 1 - decay, uniform(name, "r", node.r) * decay
-            at_rest["v_leak"] = node.v_leak
-        for field, values in at_rest.items():
-            if uniform(name, field, values) != 0:
-                raise ValueError(f"{name}: {field} must be 0, got {values.flat[0]}")
-        if not 0 < leak <= 1:
-            raise ValueError(f"{name}: tau must be above dt = {dt}, got {node.tau.flat[0]}")
-        if not 0 < threshold < math.inf:
-            raise ValueError(f"{name}: v_threshold must be > 0 and finite, got {threshold}")
-        if not np.isclose(gain, 1, rtol=1e-5):
-            raise ValueError(
-                f"{name}: r must be tau / dt (1 / dt for IF), so that currents add up unscaled, got a gain of {gain}"
-            )
-        return SingleSpikeLIFNode(leak, threshold)
+def neuron_of(name: str, node: nir.IF | nir.LIF, dt: float) -> SingleSpikeLIFNode:
+    """Return the neuron for a node."""
+    threshold, gain = uniform(name, "v_threshold", node.v_threshold), uniform(name, "r", node.r) * dt
+    leak, at_rest = 1.0, {"v_reset": node.v_reset}
+    if isinstance(node, nir.LIF):
+        decay = dt / uniform(name, "tau", node.tau)
+        leak, gain = 1 - decay, uniform(name, "r", node.r) * decay
+        at_rest["v_leak"] = node.v_leak
+    for field, values in at_rest.items():
+        if uniform(name, field, values) != 0:
+            raise ValueError(f"{name}: {field} must be 0, got {values.flat[0]}")
+    if not 0 < leak <= 1:
+        raise ValueError(f"{name}: tau must be above dt = {dt}, got {node.tau.flat[0]}")
+    if not 0 < threshold < math.inf:
+        raise ValueError(f"{name}: v_threshold must be > 0 and finite, got {threshold}")
+    if not np.isclose(gain, 1, rtol=1e-5):
+        raise ValueError(f"{name}: r must be tau / dt (1 / dt for IF), so that currents add up unscaled, got a gain of {gain}")
+    return SingleSpikeLIFNode(leak, threshold)
+
+
+def module_of(name: str, node: nir.NIRNode) -> nn.Module:
+    """Return the SpikingJelly layer for a node."""
     if isinstance(node, nir.Conv2d):
         check_convolution(name, node)
         outputs, inputs, *kernel = node.weight.shape
         settings: dict[str, Any] = {key: pair(getattr(node, key)) for key in ("stride", "padding", "dilation")}
-        return with_weight(layer.Conv2d(inputs, outputs, kernel, bias=False, **settings), node.weight)
-    if isinstance(node, nir.Linear):
-        return with_weight(layer.Linear(*node.weight.shape[::-1], bias=False), node.weight)
+        bias = node.bias if np.any(node.bias) else None
+        return with_weight(layer.Conv2d(inputs, outputs, kernel, bias=bias is not None, **settings), node.weight, bias)
+    if isinstance(node, nir.Linear | nir.Affine):
+        bias = getattr(node, "bias", None)
+        return with_weight(layer.Linear(*node.weight.shape[::-1], bias=bias is not None), node.weight, bias)
+    if isinstance(node, nir.Scale):
+        rows = node.scale.reshape(len(node.scale), -1)
+        if np.ptp(rows, axis=1).any():
+            raise ValueError(f"{name}: scale must be one value by channel, got others in shape {node.scale.shape}")
+        one = np.ptp(rows) == 0
+        return with_weight(Scale(None if one else len(rows)), rows[0, 0] if one else rows[:, 0])
     if isinstance(node, nir.AvgPool2d):
         return layer.AvgPool2d(pair(node.kernel_size), pair(node.stride), pair(node.padding))
     if isinstance(node, nir.Flatten):
@@ -330,7 +397,9 @@ def pair(size: Iterable[int] | int) -> tuple[int, int]:
     return height, width
 
 
-def with_weight(module: nn.Module, weight: np.ndarray) -> nn.Module:
-    """Give a layer a copy of this weight."""
+def with_weight(module: nn.Module, weight: np.ndarray, bias: np.ndarray | None = None) -> nn.Module:
+    """Give a layer copies of this weight and bias."""
     module.weight = nn.Parameter(torch.tensor(weight, dtype=torch.float32))
+    if bias is not None:
+        module.bias = nn.Parameter(torch.tensor(bias, dtype=torch.float32))
     return module
