@@ -1,4 +1,4 @@
-"""Well-known architectures: what converts follows its ANN, of the others each obstacle is named; docs/conversion.md has both."""
+"""Known architectures: what converts follows its ANN, else each obstacle is named; docs/conversion.md has the table."""
 
 from functools import partial
 from pathlib import Path

@@ -831,3 +831,25 @@ def test_a_small_vgg_converts_and_saves(tmp_path):
     network = convert(ann, images, timesteps=60)
     network.save(tmp_path)
     assert torch.equal(SpikingNetwork.load(tmp_path).eval()(images).potential, network(images).potential)
+
+
+def test_a_vgg_with_batch_norm_and_max_pools_is_as_good_as_its_ann(digits):
+    torch.manual_seed(0)
+    features = [(1, 8), (8, 16)]
+    blocks = [[nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(), nn.MaxPool2d(2)] for i, o in features]
+    ann = nn.Sequential(*sum(blocks, []), nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    x, y = digits[0][:1400], digits[1][:1400]
+    optimizer = torch.optim.Adam(ann.parameters(), 3e-3)
+    for _ in range(5):
+        for batch in torch.randperm(len(x)).split(32):
+            optimizer.zero_grad()
+            F.cross_entropy(ann(x[batch]), y[batch]).backward()
+            optimizer.step()
+    ann.eval()
+    found = calibrate_thresholds(ann, x[:128], timesteps=50)
+    network = convert(ann, x[:2], threshold_scale=1, thresholds=found, encoder=DirectEncoder(200), neuron=multi_spike)
+    x, y = digits[0][1400:], digits[1][1400:]
+    with torch.no_grad():
+        expected = accuracy(ann(x).argmax(1), y)
+        assert expected > 90
+        assert abs(accuracy(torch.cat([predict(network(batch)) for batch in x.split(50)]), y) - expected) <= 1

@@ -324,6 +324,9 @@ def test_what_cannot_be_counted_is_named():
         untold(x)
     with pytest.raises(ValueError, match=r"Looking cannot be traced by torch\.fx"):
         SpikingActivity(Looking(None))
+    held = nn.Sequential(layer.MultiStepContainer(layer.Linear(4, 4)), SingleSpikeLIFNode())
+    with pytest.raises(ValueError, match=r"0 \(MultiStepContainer\) must hold nothing to be counted, got Linear inside"):
+        SpikingActivity(held)
     linear = nn.Sequential(layer.Linear(4, 4), layer.Linear(4, 4), SingleSpikeLIFNode()).eval()
     functional.set_step_mode(linear, "m")
     with SpikingActivity(linear), pytest.raises(ValueError, match=r"1 must take spikes .* from 0, which gives currents"):

@@ -141,6 +141,12 @@ class SpikingActivity:
         self._calls = read(network).nodes
         self._last_use = {source: at for at, call in enumerate(self._calls) for source in call.inputs}
         own = set(network.modules())
+        counted = {*self._nodes.values(), *weights.values()}
+        for call in self._calls:
+            inside = counted.intersection(call.module.modules()) - {call.module}
+            if inside:
+                kind, held = type(call.module).__name__, ", ".join(sorted(type(module).__name__ for module in inside))
+                raise ValueError(f"{call.name} ({kind}) must hold nothing to be counted, got {held} inside: call them directly")
         self._watched = [call.module for call in self._calls if call.module in own]
         self._first_node = next(iter(self._nodes.values()))
         self._first_weights = next((call.module for call in self._calls if isinstance(call.module, WEIGHTED)), None)
