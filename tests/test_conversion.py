@@ -835,9 +835,10 @@ def test_a_small_vgg_converts_and_saves(tmp_path):
 
 def test_a_vgg_with_batch_norm_and_max_pools_is_as_good_as_its_ann(digits):
     torch.manual_seed(0)
-    features = [(1, 8), (8, 16)]
-    blocks = [[nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(), nn.MaxPool2d(2)] for i, o in features]
-    ann = nn.Sequential(*sum(blocks, []), nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    ann = nn.Sequential()
+    for inputs, outputs in ((1, 8), (8, 16)):
+        ann.extend([nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)])
+    ann.extend([nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)])
     x, y = digits[0][:1400], digits[1][:1400]
     optimizer = torch.optim.Adam(ann.parameters(), 3e-3)
     for _ in range(5):

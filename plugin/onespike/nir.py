@@ -42,6 +42,7 @@ INHIBITION = 1e6
 """How strongly a neuron's own spike silences it, in units of its threshold, beyond what leaks away until the last step."""
 STRONGEST = 1e30
 """Limit on the inhibition: float32 ends at 3e38."""
+CONVOLUTIONS, LINEARS = (nn.Conv2d, layer.Conv2d), (nn.Linear, layer.Linear)
 ADAPTIVE = (nn.AdaptiveAvgPool2d, layer.AdaptiveAvgPool2d)
 LEFT_OUT = (nn.Dropout, layer.Dropout, nn.Dropout2d, layer.Dropout2d, nn.Identity)
 ENCODERS, READOUTS = (HybridEncoder, DirectEncoder), (SpikeTimeReadout,)
@@ -157,30 +158,17 @@ def layer_to_nir(name: str, module: nn.Module, shape: tuple[int, ...]) -> tuple[
     twin = single_step_twin(name, module)
     kind = parametrize.type_before_parametrizations(twin)  # a subclass may compute anything else from the same settings
     require_image(name, kind, shape)
-    if kind in (nn.Conv2d, layer.Conv2d, nn.Linear, layer.Linear):
-        if twin.weight.dtype != torch.float32:
-            raise ValueError(f"{name}: weight must be float32, got {twin.weight.dtype}: call network.float()")
-        weight = twin.weight.detach().numpy().copy()
-    if kind in (nn.Conv2d, layer.Conv2d):
-        if twin.groups != 1 or isinstance(twin.padding, str) or twin.padding_mode != "zeros":
-            raise ValueError(f"{name}: groups must be 1 and padding a number of zeros, got {twin}")
-        if twin.kernel_size[0] != twin.kernel_size[1]:
-            # NIR's shape inference takes the first size for both, and refuses the graph that follows from it.
-            raise ValueError(f"{name}: kernel_size must be square, got {twin.kernel_size}: fill the kernel up with zeros")
-        bias = np.zeros(len(weight), dtype=np.float32) if twin.bias is None else twin.bias.detach().numpy().copy()
-        node: nir.NIRNode = nir.Conv2d(shape[1:], weight, twin.stride, twin.padding, twin.dilation, 1, bias)
-    elif kind in (nn.Linear, layer.Linear):
-        node = nir.Linear(weight) if twin.bias is None else nir.Affine(weight, twin.bias.detach().numpy().copy())
+    if kind in (*CONVOLUTIONS, *LINEARS):
+        node: nir.NIRNode = weights_to_nir(name, twin, kind, shape)
     elif kind is Scale:
-        factors = twin.weight.detach() if twin.channels is None else twin.weight.detach().view(-1, *[1] * (len(shape) - 1))
+        rows = 1 if twin.channels is None else shape[0] // twin.channels
+        factors = twin.weight.detach().repeat_interleave(rows).view(-1, *[1] * (len(shape) - 1))
         node = nir.Scale(factors.expand(shape).numpy().copy())
     elif kind in (nn.AvgPool2d, layer.AvgPool2d, AvgPool2d):
         if twin.ceil_mode or twin.divisor_override or not twin.count_include_pad:
             raise ValueError(f"{name}: ceil_mode, divisor_override and count_include_pad must be the defaults, got {twin}")
         node = nir.AvgPool2d(*(np.array(pair(size)) for size in (twin.kernel_size, twin.stride, twin.padding)))
-    elif kind in (nn.AdaptiveAvgPool2d, layer.AdaptiveAvgPool2d) and not np.any(
-        np.remainder(shape[1:], pair(twin.output_size))
-    ):
+    elif kind in ADAPTIVE and not np.any(np.remainder(shape[1:], pair(twin.output_size))):
         window = np.array(shape[1:]) // pair(twin.output_size)
         node = nir.AvgPool2d(window, window, np.zeros(2, dtype=int))
     elif kind in (nn.Flatten, layer.Flatten) and (twin.start_dim, twin.end_dim) == (1, -1):
@@ -201,8 +189,24 @@ def layer_to_nir(name: str, module: nn.Module, shape: tuple[int, ...]) -> tuple[
 
 def require_image(name: str, kind: type, shape: tuple[int, ...]) -> None:
     """Raise unless a layer that wants images gets one."""
-    if kind.__name__ in ("Conv2d", "AvgPool2d") and len(shape) != 3:
+    if kind.__name__ in ("Conv2d", "AvgPool2d", "AdaptiveAvgPool2d") and len(shape) != 3:
         raise ValueError(f"{name}: {kind.__name__} takes [C, H, W], got {list(shape)}: input_shape is that of one image")
+
+
+def weights_to_nir(name: str, twin: Any, kind: type[nn.Module], shape: tuple[int, ...]) -> nir.NIRNode:
+    """Return a Conv2d or Linear layer."""
+    if twin.weight.dtype != torch.float32:
+        raise ValueError(f"{name}: weight must be float32, got {twin.weight.dtype}: call network.float()")
+    weight = twin.weight.detach().numpy().copy()
+    bias = np.zeros(len(weight), dtype=np.float32) if twin.bias is None else twin.bias.detach().numpy().copy()
+    if kind in LINEARS:
+        return nir.Linear(weight) if twin.bias is None else nir.Affine(weight, bias)
+    if twin.groups != 1 or isinstance(twin.padding, str) or twin.padding_mode != "zeros":
+        raise ValueError(f"{name}: groups must be 1 and padding a number of zeros, got {twin}")
+    if twin.kernel_size[0] != twin.kernel_size[1]:
+        # NIR's shape inference takes the first size for both, and refuses the graph that follows from it.
+        raise ValueError(f"{name}: kernel_size must be square, got {twin.kernel_size}: fill the kernel up with zeros")
+    return nir.Conv2d(shape[1:], weight, twin.stride, twin.padding, twin.dilation, 1, bias)
 
 
 def single_step_twin(name: str, module: nn.Module) -> Any:
