@@ -1,6 +1,7 @@
 """Networks that are no chains: what they compute against plain torch, their pools, their spikes and their events."""
 
 import copy
+import json
 import re
 from functools import partial
 
@@ -12,7 +13,15 @@ from hypothesis import strategies as st
 from spikingjelly.activation_based import functional, layer
 from torch import nn
 
-from onespike.conversion import ConversionError, SpikingNetwork, calibrate_thresholds, compare, convert
+from onespike.conversion import (
+    ConversionError,
+    CorruptModelError,
+    SpikingNetwork,
+    calibrate_thresholds,
+    compare,
+    convert,
+    storage,
+)
 from onespike.functional import spike_max_pool
 from onespike.metrics import SpikingActivity, energy
 from onespike.models import resnet
@@ -385,6 +394,17 @@ def test_a_graph_is_saved_loaded_copied_and_compiled(encoder, tmp_path):
     assert expected.std() > 0
     for again in (loaded, copy.deepcopy(network), torch.compile(network, fullgraph=True, backend="aot_eager")):
         torch.testing.assert_close(again(images).potential, expected, rtol=0, atol=0)
+    described = tmp_path / "network.json"
+    document = json.loads(described.read_text())
+    for at, inputs in ((0, ["head"]), (1, ["nobody"]), (0, [])):  # from behind, from nowhere, from nothing
+        structure = copy.deepcopy(document["structure"])
+        structure["layers"][at]["inputs"] = inputs
+        described.write_text(json.dumps(document | {"structure": structure, "structure_sha256": storage.digest(structure)}))
+        with pytest.raises(CorruptModelError, match=r"layer .* takes \w+, which is not before it"):
+            SpikingNetwork.load(tmp_path)
+    network.body = nn.Sequential(*network.body)
+    with pytest.raises(TypeError, match="body must be wired as its layers say to be saved"):
+        network.save(tmp_path)
     loaded.train()(images).potential.square().sum().backward()
     assert all(parameter.grad is not None for parameter in loaded.body.parameters())
 

@@ -1,5 +1,6 @@
 """The converted network: encoder, spiking layers and readout, to be called, trained, saved and loaded."""
 
+from collections.abc import Iterable
 from math import ceil
 from pathlib import Path
 from typing import Self
@@ -42,8 +43,7 @@ class SpikingNetwork(CopyableMemory):
         self.step_mode = "m"
         self.layers = tuple(layers)
         self.encoder = encoder
-        places = {INPUT: 0, **{layer.name: position for position, layer in enumerate(layers, 1)}}
-        self.body = Wiring(modules, {at: tuple(places[name] for name in layer.inputs) for at, layer in enumerate(layers)})
+        self.body = Wiring(modules, wires(layers))
         self.readout = readout
         for module in self.body.modules():
             if isinstance(module, SingleSpikeLIFNode | SpikeMaxPool | Bias):
@@ -158,3 +158,20 @@ class SpikingNetwork(CopyableMemory):
         from onespike.conversion.storage import load  # noqa: PLC0415
 
         return load(cls, Path(folder))
+
+
+def wires(layers: Iterable[Layer]) -> dict[int, tuple[int, ...]]:
+    """Return where each layer's inputs come from, as a `Wiring` has it.
+
+    Raises:
+        ValueError: a layer takes what is not before it, or two have one name.
+    """
+    places, found = {INPUT: 0}, {}
+    for at, layer in enumerate(layers):
+        missing = [name for name in layer.inputs if name not in places]
+        if missing or not layer.inputs or layer.name in places:
+            takes = f"takes {', '.join(missing) or 'nothing'}, which is not before it"
+            raise ValueError(f"layer {layer.name} " + ("stands there twice" if layer.name in places else takes))
+        places[layer.name] = at + 1
+        found[at] = tuple(places[name] for name in layer.inputs)
+    return {at: sources for at, sources in found.items() if sources != (at,)}

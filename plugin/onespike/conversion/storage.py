@@ -15,7 +15,7 @@ import torch
 from spikingjelly.activation_based.functional import set_step_mode
 from torch import Tensor, nn
 
-from onespike.conversion.network import CorruptModelError, SpikingNetwork
+from onespike.conversion.network import CorruptModelError, SpikingNetwork, wires
 from onespike.conversion.rules import ARGUMENTS, NEURON, WEIGHTED, Layer, layer_class
 from onespike.graph import INPUT
 from onespike.spikingjelly import DirectEncoder, HybridEncoder, SingleSpikeLIFNode, SpikeTimeReadout
@@ -95,6 +95,8 @@ def describe(network: SpikingNetwork) -> dict[str, Any]:
     """Return what `build` needs, and which parameters are frozen."""
     if len(network.body) != len(network.layers):
         raise TypeError(f"body must hold its {len(network.layers)} modules to be saved, got {len(network.body)}")
+    if getattr(network.body, "inputs", {}) != wires(network.layers):
+        raise TypeError("body must be wired as its layers say to be saved: keep the Wiring that conversion made")
     network.check_step_modes()
     names = ["encoder", *(layer.name for layer in network.layers), "readout"]
     for name, module in zip(names, [network.encoder, *network.body, network.readout], strict=True):
