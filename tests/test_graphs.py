@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import sys
 from functools import partial
 
 import pytest
@@ -20,6 +21,7 @@ from onespike.conversion import (
     calibrate_thresholds,
     compare,
     convert,
+    fit_one_spike,
     storage,
 )
 from onespike.functional import spike_max_pool
@@ -415,6 +417,19 @@ def test_a_saved_chain_of_the_first_format_loads():
     assert not network.body.inputs
 
 
+class Overwriting(nn.Module):
+    """Behind an activation in place the shortcut carries what it gave, not what it took."""
+
+    def __init__(self, inplace):
+        super().__init__()
+        self.stem, self.relu = nn.Conv2d(3, 3, 1), nn.ReLU(inplace)
+        self.conv, self.head = nn.Conv2d(3, 3, 1), nn.Linear(192, 2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(torch.flatten(F.relu(self.conv(self.relu(x)) + x), 1))
+
+
 class Aux(nn.Module):
     def forward(self, x):
         return x, x.flatten(1)
@@ -428,6 +443,7 @@ class Aux(nn.Module):
             ["2 obstacles", r"1 \(GELU\), 4 \(Sigmoid\) cannot be converted: use ReLU", r"2 \(Conv2d\) has no ReLU before 3"],
         ),
         (Aux(), ["Aux must return logits alone"]),
+        (Overwriting(inplace=True), [r"^relu \(in place\) cannot be converted: its input, which it changes, is used again"]),
         (nn.Sequential(nn.BatchNorm2d(3), nn.Softmax(1)), ["2 obstacles", r"0 \(BatchNorm2d\)", r"1 \(Softmax\).* logits"]),
     ],
 )
@@ -437,6 +453,28 @@ def test_all_obstacles_are_named_at_once(ann, messages):
             call(ann, torch.rand(4, 3, 8, 8))
         for message in messages:
             assert re.search(message, str(refused.value)), str(refused.value)
+
+
+def test_an_activation_that_leaves_its_input_alone_is_understood():
+    images = torch.rand(4, 3, 8, 8)
+    network = convert(Overwriting(inplace=False), images, thresholds={"relu": 1.0, "relu_1": 1.0})
+    assert {layer.name: layer.inputs for layer in network.layers}["add"] == ("conv_bias", "stem_bias")
+
+
+def test_fitting_one_spike_takes_chains_alone():
+    images = torch.rand(8, 1, 8, 8)
+    for ann, message in (
+        (small_resnet(), r"cannot|is no link of a chain|only chains"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 2)), r"1 has a bias"),
+    ):
+        with pytest.raises(ConversionError, match=message + r".*use calibrate_thresholds"):
+            fit_one_spike(ann, images)
+
+
+def test_a_missing_torchvision_names_the_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision.models.resnet", None)
+    with pytest.raises(ImportError, match="resnet needs torchvision's blocks: pip install torchvision"):
+        resnet("resnet8", 10)
 
 
 def test_a_mean_over_the_image_and_views_are_understood():

@@ -94,7 +94,7 @@ def read(net: nn.Module) -> Graph:
         elif call.op == "placeholder" and INPUT not in names.values():
             names[call] = INPUT
         elif not is_shape(call):
-            modules = modules_of(call, root)
+            modules = [Unknown("in place")] if overwrites(call, root) else modules_of(call, root)
             sources = tuple(names[source] for source in sources_of(call))
             for position, module in enumerate(modules, 1):
                 last = position == len(modules)
@@ -142,6 +142,21 @@ def is_shape(call: fx.Node) -> bool:
     if call.target is getattr and call.args[1] in ("shape", "ndim"):
         return True
     return bool(call.all_input_nodes) and all(map(is_shape, call.all_input_nodes))
+
+
+def overwrites(call: fx.Node, root: nn.Module) -> bool:
+    """Whether a call changes its input in place, and a later one looks at it."""
+    if call.op == "call_module":
+        in_place = bool(getattr(root.get_submodule(str(call.target)), "inplace", False))
+    else:
+        named = call.target in IN_PLACE if call.op in ("call_function", "call_method") else False
+        in_place = named or call.kwargs.get("inplace") is True or (call.target is F.relu and True in call.args[1:2])
+    later = call
+    while in_place and later.op != "output":
+        later = later.next
+        if sources_of(call)[0] in later.all_input_nodes:
+            return True
+    return False
 
 
 def modules_of(call: fx.Node, root: nn.Module) -> list[nn.Module]:
@@ -195,6 +210,7 @@ def spatial_mean(call: fx.Node) -> list[nn.Module] | None:
     return [found(1)] if keep else [found(1), nn.Flatten()]
 
 
+IN_PLACE = (operator.iadd, torch.relu_, "relu_", "add_")
 FUNCTIONS: dict[Any, Callable[[fx.Node], list[nn.Module] | None]] = {
     **dict.fromkeys((F.relu, torch.relu, torch.relu_, "relu", "relu_"), lambda _: [nn.ReLU()]),
     **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), add),

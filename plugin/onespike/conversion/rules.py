@@ -53,6 +53,7 @@ _REMEDIES = (
     (("mul", "attention", "parameter"), "spikes are added up, not multiplied with what depends on the image"),
     (("chunk", "split", "getitem", "transpose", "permute"), "channels cannot be parted or moved: use convolutions with groups"),
     (("view", "reshape"), "use torch.flatten(x, 1)"),
+    (("in place",), "its input, which it changes, is used again: use inplace=False"),
     (("mean",), "take the mean over the dimensions (2, 3) of [N, C, H, W]"),
 )
 
