@@ -36,13 +36,14 @@ def built(name):
     """Build it with random weights, at which activations neither vanish nor grow; the VGGs with heads of 256 units."""
     models = pytest.importorskip("torchvision.models", reason="torchvision ships these architectures")
     torch.manual_seed(0)
-    with torch.device("meta"):  # weights are drawn once
+    with torch.device("meta" if name in CONVERT else "cpu"):  # large ones draw their weights once
         ann = getattr(models, name)(num_classes=10, **({"init_weights": False} if name.startswith(("vgg", "goog")) else {}))
         if name.startswith("vgg"):
             sizes = [ann.classifier[0].in_features, 256, 256, 10]
             for at, inputs, outputs in zip((0, 3, 6), sizes, sizes[1:], strict=False):
                 ann.classifier[at] = nn.Linear(inputs, outputs)
-    ann.to_empty(device="cpu")
+    if name in CONVERT:
+        ann.to_empty(device="cpu")
     for module in ann.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
