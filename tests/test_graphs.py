@@ -87,6 +87,7 @@ class Drawn(nn.Module):
 def simulated(ann, network, images, scale, leak):
     """Simulate in the ANN's own units: raw weights and biases, a spike being as high as what it stands for."""
     heights = {layer.name: layer.unit for layer in network.layers if layer.kind == "neuron"}
+    image_unit = float(getattr(network.encoder, "unit", None) or 1)
     v, fired, counts, outputs = {}, {}, {}, []
 
     def neuron(i, current):
@@ -106,7 +107,7 @@ def simulated(ann, network, images, scale, leak):
 
     with torch.no_grad():
         for x in network.encoder(images):
-            outputs.append(ann.run(x.double(), neuron, pool))
+            outputs.append(ann.run(image_unit * x.double(), neuron, pool))
             if isinstance(network.encoder, HybridEncoder):  # biases act with the analogue image, and no more
                 for name, parameter in ann.named_parameters():
                     parameter.mul_(not name.endswith("bias"))
@@ -125,13 +126,14 @@ OPERATIONS = st.tuples(
     powers=st.lists(st.integers(-2, 1), min_size=7, max_size=7),
     scale=st.sampled_from([1.0, 0.5]),
     leak=st.sampled_from([1.0, 0.5]),
-    encoder=st.sampled_from([HybridEncoder, DirectEncoder]),
+    encoder=st.sampled_from([HybridEncoder(STEPS), HybridEncoder(STEPS, (0.0, 16.0)), DirectEncoder(STEPS)]),
 )
 def test_random_graphs_equal_a_plain_simulation_to_the_bit(plan, seed, powers, scale, leak, encoder):
     ann = Drawn([("conv", 0, 0), *plan], seed).eval()
     images = torch.randint(0, 256, (3, CHANNELS, 4, 4), generator=torch.Generator().manual_seed(seed)) / 256
+    images = images * getattr(encoder, "high", 1)
     thresholds = {f"relus.{i}": 2.0**power for i, power in enumerate([0, *powers])}
-    network = convert(ann, images, thresholds=thresholds, threshold_scale=scale, leak=leak, encoder=encoder(STEPS))
+    network = convert(ann, images, thresholds=thresholds, threshold_scale=scale, leak=leak, encoder=copy.deepcopy(encoder))
     expected = simulated(copy.deepcopy(ann).double(), network, images, scale, leak)
     unit = network.layers[-1].unit
     assert torch.equal(network.currents(images).double() * unit, expected)
