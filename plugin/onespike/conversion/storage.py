@@ -40,7 +40,7 @@ FLAGS = (
 )
 REALS = ("gamma", "beta", "p")
 SPATIAL = ("kernel_size", "stride", "padding", "dilation", "output_size")
-OPTIONAL = ("per_channel", "divisor_override", "output_size")
+OPTIONAL = ("channels", "per_channel", "divisor_override", "output_size")
 CHECKED = ("kind", "intensity_range", "backend", "padding_mode", "time_gradient")
 """Kinds of constructor arguments: flags, numbers, integers, one for each axis or None, and what constructors check."""
 MEANINGLESS = (
@@ -184,7 +184,7 @@ def fits(name: str, value: Any) -> bool:
     if value is None:
         return name in OPTIONAL
     numbers = value if isinstance(value, list) and value and name in SPATIAL else [value]
-    low, high = {"padding": (0, 2**16), "start_dim": (-8, 8), "end_dim": (-8, 8)}.get(name, (1, 2**31))
+    low, high = {"padding": (0, 2**16), "start_dim": (-8, 8), "end_dim": (-8, 8), "dims": (0, 4)}.get(name, (1, 2**31))
     return all(
         (type(number) is int and low <= number < high) or (number is None and name == "output_size") for number in numbers
     )
