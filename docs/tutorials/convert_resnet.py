@@ -75,6 +75,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12, help="of the ANN and of the spiking network (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.epochs < 1 or not 0 <= args.seed < 2**32:
+        parser.error(f"--epochs must be >= 1 and --seed in [0, 2^32), got {args.epochs} and {args.seed}")
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)
     training, test = digits(args.seed)
