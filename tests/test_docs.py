@@ -103,6 +103,14 @@ def test_commands_name_files_and_extras_that_exist(path):
         assert (ROOT / file).exists(), file
 
 
+def test_every_fault_that_is_listed_has_its_test():
+    rows = [line for line in (ROOT / "docs" / "reliability.md").read_text().splitlines() if line.endswith("` |")]
+    assert len(rows) >= 40
+    for row in rows:
+        file, name = re.search(r"`(test_\w+\.py)::(test_\w+)` \|$", row).groups()
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), row
+
+
 def test_the_readme_fits_on_a_screen_or_two():
     text = (ROOT / "README.md").read_text()
     assert 700 <= len(text.split()) <= 1000
