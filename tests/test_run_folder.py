@@ -11,7 +11,7 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from mutations import NONSENSE, examples, json_values, mutated, replaced
 from recipe_runs import DIGITS, RECIPES
@@ -329,6 +329,7 @@ def test_a_base_that_names_no_file_is_named(tmp_path):
 
 @examples(60)
 @given(st.sampled_from(NUMBERS), json_values())
+@example("threshold_scales", {})
 def test_any_setting_is_taken_or_refused_by_name(name, value):
     try:
         load_config([], [f"{name}={json.dumps(value)}"])

@@ -253,7 +253,8 @@ def flattened(settings: Any) -> dict[str, Any]:
     """Return the settings of a layer by dotted name."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
-        found |= {f"{name}.{below}": one for below, one in value.items()} if isinstance(value, dict) else {str(name): value}
+        section = isinstance(value, dict) and value
+        found |= {f"{name}.{below}": one for below, one in value.items()} if section else {str(name): value}
     return found
 
 
