@@ -30,9 +30,9 @@ def stub_launches() -> Iterator[None]:
 
     What a launch itself costs the host (CuPy's or Triton's launcher, the driver) is not in it.
     """
-    usable = backends.USABLE | {(name, "cpu") for name in STUBBED}
+    others = backends.why_unavailable
     with (
-        patch.object(backends, "USABLE", usable),
+        patch.object(backends, "why_unavailable", lambda name, device: [] if name in STUBBED else others(name, device)),
         patch.object(torch.cuda, "current_device", lambda: None),
         patch.object(torch._C, "_cuda_getCurrentRawStream", lambda _: 0, create=True),
         patch.object(cupy, "external_stream", lambda *_: nullcontext()),
