@@ -174,16 +174,16 @@ def test_chunks_have_few_lengths_and_cover_the_sequence():
         assert lengths == {T} if T <= inductor.LONGEST_WHOLE else lengths <= {4, 5, 8}
 
 
-def test_another_number_of_steps_does_not_compile_again():
+def test_another_number_of_steps_does_not_compile_again(caplog):
     def run(T):
         inductor_lif(draw(T, 41, 25).requires_grad_(), 0.9, 0.8).s_seq.sum().backward()
 
     for T in (12, 21):
         run(T)
-    before = compilations()
-    for T in (*range(12, 30), 40, 100):
-        run(T)
-    assert compilations() == before
+    with caplog.at_level("INFO", logger="onespike"):  # torch's own counters count other programs, too
+        for T in (*range(12, 30), 40, 100):
+            run(T)
+        assert not [record for record in caplog.records if record.name == "onespike"]
 
 
 def test_what_is_compiled_is_logged_once(caplog):
