@@ -175,6 +175,7 @@ def test_a_signal_reaches_the_run(number, tmp_path):
     assert told.exists(), "the run was asked, and waited for"
 
 
+@pytest.mark.timeout(900)
 def test_a_row_is_there_in_time_resumes_and_travels(tmp_path):
     config = tmp_path / "tiny.yaml"
     config.write_text(TINY)

@@ -92,6 +92,7 @@ def test_results_are_those_of_the_saved_network(unbroken):
     assert results["trained"] != results["converted"]
 
 
+@pytest.mark.timeout(900)
 def test_ten_kills_change_nothing(unbroken, tmp_path):
     moments = random.Random(0)
     for _ in range(10):
