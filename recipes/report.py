@@ -17,7 +17,7 @@ from typing import Any
 
 from cifar.checkpoint import CheckpointError
 from cifar.figures import write_figures
-from cifar.folder import keeping
+from cifar.folder import keeping, parse
 from cifar.output import conclude, say
 from cifar.results import flat
 from onespike import plots
@@ -84,16 +84,9 @@ def read_runs(runs: list[Path]) -> list[Row]:
 def read_metrics(run: Path, path: Path) -> dict[str, Any]:
     """Read a metrics.json."""
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ReportError(f"{run} holds no finished run: {path.name} cannot be read ({error.strerror})") from error
-    try:
-        metrics = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ReportError(f"{path} is not JSON: {error}") from error
-    if not isinstance(metrics, dict):
-        raise ReportError(f"{path} is not what a run of recipes/train.py leaves: it holds a {type(metrics).__name__}")
-    return metrics
+        return parse(path, f"{run} holds no finished run")
+    except CheckpointError as error:
+        raise ReportError(str(error)) from error
 
 
 def row_of(metrics: dict[str, Any]) -> Row:

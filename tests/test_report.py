@@ -72,11 +72,11 @@ def test_the_recorded_runs_make_the_recorded_report():
 
 
 def test_unfinished_runs_are_named(monkeypatch, tmp_path):
-    with pytest.raises(SystemExit, match=r"holds no finished run: metrics.json cannot be read"):
+    with pytest.raises(SystemExit, match=r"metrics.json cannot be read .*holds no finished run"):
         report(monkeypatch, tmp_path)
     (tmp_path / "metrics.json").write_text("{}")
     with pytest.raises(SystemExit, match=r"is not what a run of recipes/train.py leaves: it lacks config, name, prov"):
         report(monkeypatch, tmp_path)
     (tmp_path / "metrics.json").write_text("{")
-    with pytest.raises(SystemExit, match=r"metrics.json is not JSON"):
+    with pytest.raises(SystemExit, match=r"metrics.json is damaged, it is not JSON"):
         report(monkeypatch, tmp_path)
