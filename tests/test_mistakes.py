@@ -30,7 +30,7 @@ def chain(step_mode="m", **odd):
         "encoder": HybridEncoder(T),
         "flatten": layer.Flatten(),
         "hidden": layer.Linear(16, 8, bias=False),
-        "node": SingleSpikeLIFNode(),
+        "node": SingleSpikeLIFNode(v_threshold=0.2),
         "output": layer.Linear(8, 4, bias=False),
         "readout": in_spikingjelly.SpikeTimeReadout(),
     }
@@ -135,12 +135,12 @@ def test_the_remedy_is_named(call, error, message):
         call()
 
 
-def told(call):
-    """Return what is warned of while `call` runs."""
+def told(call, about=""):
+    """Return what is warned of while `call` runs, if it says `about`."""
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         call()
-    return [str(warning.message) for warning in found]
+    return [message for warning in found if about in (message := str(warning.message))]
 
 
 def presentations(net, *, reset=lambda _: None, times=4):
@@ -152,18 +152,49 @@ def presentations(net, *, reset=lambda _: None, times=4):
     return call
 
 
+SILENT = nn.Sequential(SingleSpikeLIFNode(v_threshold=100.0), layer.SeqToANNContainer(nn.Linear(4, 4)))
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        pytest.param(nn.Sequential(SILENT, in_spikingjelly.SpikeTimeReadout()), id="spikingjelly"),
+        pytest.param(nn.Sequential(SILENT, in_snntorch.SpikeTimeReadout()), id="snntorch"),
+    ],
+)
+def test_a_dead_network_is_said_once(net):
+    def run(images=slice(None)):
+        functional.reset_net(SILENT)
+        net(CURRENTS[:, images])
+
+    assert told(lambda: run(slice(0, 1))) == []  # one image is like itself
+    (message,) = told(lambda: [run() for _ in range(3)])
+    assert "the same of all 3 images: unless they are equal a layer is silent" in message
+    assert "NetworkHealth" in message
+
+
+def test_a_network_in_which_one_image_spikes_is_not_called_dead():
+    readout = in_spikingjelly.SpikeTimeReadout()
+    for image in range(3):
+        currents = torch.zeros(T, 3, 4)
+        currents[1, image] = 1.0
+        assert told(lambda currents=currents: readout(currents)) == []
+    readout.step_mode = "s"
+    assert told(lambda: readout(torch.zeros(3, 4))) == []  # what follows may tell them apart
+
+
 @pytest.mark.parametrize("encoder", [HybridEncoder(T), DirectEncoder(T)])
 def test_a_forgotten_reset_is_said_once(encoder):
     net = nn.Sequential(copy.deepcopy(encoder), *chain()[1:4], copy.deepcopy(chain()[3]), *chain()[4:])
     assert told(presentations(net, reset=functional.reset_net)) == []
-    (message,) = told(presentations(net))
+    (message,) = told(presentations(net), "state of the one before")
     assert "functional.reset_net(net) before each sequence" in message
     assert told(presentations(copy.deepcopy(net))) == []  # a copy goes on as the network would
 
 
 def test_a_second_network_is_told_too():
     for _ in range(2):
-        assert len(told(presentations(chain()))) == 1
+        assert len(told(presentations(chain()), "state of the one before")) == 1
 
 
 def test_a_sequence_in_chunks_is_no_forgotten_reset():

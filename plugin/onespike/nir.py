@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+import onespike.spikingjelly  # noqa: F401  (first, for it names the remedy where SpikingJelly is missing)  # isort: split
 from spikingjelly.activation_based import functional, layer
 from torch import nn
 from torch.nn.utils import parametrize

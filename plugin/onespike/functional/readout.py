@@ -1,5 +1,6 @@
 """The output layer: accumulated potential, spike time, the loss on both and the decision (eqs. 9-18)."""
 
+import warnings
 from itertools import accumulate
 from operator import index
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from onespike.functional.checks import (
     check_threshold,
     extremes,
     is_exported,
+    is_traced,
     is_transformed,
 )
 from onespike.functional.records import saved_by_torch
@@ -38,6 +40,26 @@ class Readout(NamedTuple):
 
     potential: Tensor
     spike_time: Tensor
+
+
+class SilenceWatch:
+    """Warns, once, of a batch of which all images read the same, as they do where a layer in front is silent."""
+
+    def __init__(self) -> None:
+        self.told = False
+
+    def look(self, readout: Readout) -> None:
+        """Look at what a network says about a batch, if it is on a CPU."""
+        potential = readout.potential
+        if self.told or len(potential) < 2 or not can_look_at(potential) or is_traced(potential):
+            return
+        if torch.equal(potential[0], potential[-1]) and (potential == potential[0]).all():
+            self.told = True
+            warnings.warn(
+                f"the readout says the same of all {len(potential)} images: unless they are equal a layer is silent, and learns "
+                "nothing. onespike.metrics.NetworkHealth names it; lower its v_threshold, or put batch norm in front",
+                stacklevel=2,
+            )
 
 
 def spike_time_readout(

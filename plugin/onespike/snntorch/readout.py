@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from onespike.functional import Readout, spike_time_readout
 from onespike.functional.checks import check_positive, shown
 from onespike.functional.projection import Projected
-from onespike.functional.readout import TIME_GRADIENTS
+from onespike.functional.readout import TIME_GRADIENTS, SilenceWatch
 
 
 class SpikeTimeReadout(Projected):
@@ -44,10 +44,13 @@ class SpikeTimeReadout(Projected):
         self.set_floor(threshold)
         self.half_width = half_width
         self.time_gradient = time_gradient
+        self.watch = SilenceWatch()
 
     def forward(self, cur_rec: Tensor) -> Readout:
         """Read out the recorded currents of the last layer, [T, B, K]."""
-        return spike_time_readout(cur_rec, self.threshold, beta=self.half_width, time_gradient=self.time_gradient)
+        readout = spike_time_readout(cur_rec, self.threshold, beta=self.half_width, time_gradient=self.time_gradient)
+        self.watch.look(readout)
+        return readout
 
     def extra_repr(self) -> str:
         return f"threshold={shown(self.threshold)}, half_width={self.half_width:.4g}, time_gradient={self.time_gradient}"

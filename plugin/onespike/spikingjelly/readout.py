@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from onespike.functional import Readout, hybrid_cross_entropy, spike_time_readout
 from onespike.functional.checks import check_floating, check_positive, shown
 from onespike.functional.projection import Projected
-from onespike.functional.readout import TIME_GRADIENTS, check_loss_settings
+from onespike.functional.readout import TIME_GRADIENTS, SilenceWatch, check_loss_settings
 from onespike.spikingjelly.memory import CopyableMemory
 
 
@@ -52,11 +52,18 @@ class SpikeTimeReadout(Projected, CopyableMemory):
         self.beta = float(beta)
         self.time_gradient = time_gradient
         self.step_mode = step_mode
+        self.watch = SilenceWatch()
         self.register_memory("x_seq", None)  # type: ignore[operator]
 
     def multi_step_forward(self, x_seq: Tensor) -> Readout:
         """Read out the currents of a whole sequence, [T, N, K]."""
         check_dims("x_seq", x_seq, "m", "[T, N, K]")
+        readout = self.read(x_seq)
+        self.watch.look(readout)
+        return readout
+
+    def read(self, x_seq: Tensor) -> Readout:
+        """Do the work of `multi_step_forward`, of any part of a sequence."""
         return spike_time_readout(x_seq, self.v_threshold, beta=self.beta, time_gradient=self.time_gradient)
 
     def single_step_forward(self, x: Tensor) -> Readout:
@@ -82,7 +89,7 @@ class SpikeTimeReadout(Projected, CopyableMemory):
                 "call reset_net before a new sequence"
             )
         x_seq = x.unsqueeze(0) if x_seq is None else torch.cat([x_seq, x.unsqueeze(0)])
-        return tuple(self.multi_step_forward(x_seq)), (x_seq,)
+        return tuple(self.read(x_seq)), (x_seq,)
 
     def extra_repr(self) -> str:
         return (
