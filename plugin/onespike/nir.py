@@ -16,6 +16,9 @@ Other importers: SpikingJelly 2.0's runs such a graph in step mode "s". It fires
 exactly at the threshold differs, and for a leak below 1 it computes v - v / tau, which rounds differently from leak * v.
 """
 
+import onespike.spikingjelly  # noqa: F401  (first, for it names the remedy where SpikingJelly is missing)
+
+# isort: split
 import copy
 import math
 from collections.abc import Iterable
@@ -23,8 +26,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
-import onespike.spikingjelly  # noqa: F401  (first, for it names the remedy where SpikingJelly is missing)  # isort: split
 from spikingjelly.activation_based import functional, layer
 from torch import nn
 from torch.nn.utils import parametrize

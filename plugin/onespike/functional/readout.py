@@ -56,8 +56,8 @@ class SilenceWatch:
         if torch.equal(potential[0], potential[-1]) and (potential == potential[0]).all():
             self.told = True
             warnings.warn(
-                f"the readout says the same of all {len(potential)} images: unless they are equal a layer is silent, and learns "
-                "nothing. onespike.metrics.NetworkHealth names it; lower its v_threshold, or put batch norm in front",
+                f"the readout says the same of all {len(potential)} images: unless they are equal a layer is silent, and "
+                "learns nothing. onespike.metrics.NetworkHealth names it; lower its v_threshold, or put batch norm in front",
                 stacklevel=2,
             )
 
