@@ -174,22 +174,6 @@ def test_launches_are_replaced_for_a_while(benchmarks):
             single_spike_lif(x_seq, 0.9, 1.0, backend=backend)
 
 
-def test_provenance_names_the_distributions_and_the_processor(benchmarks, monkeypatch, tmp_path):
-    import machine  # noqa: PLC0415
-
-    brought = {"cupy": ["cupy-cuda13x", "cupy-cuda13x"], "torch": ["torch"], "other": ["something"]}
-    monkeypatch.setattr(machine, "packages_distributions", lambda: brought)
-    monkeypatch.setattr(machine, "version", {"cupy-cuda13x": "14.2.0", "torch": "2.11.0"}.__getitem__)
-    assert machine.versions_of(machine.IMPORTED) == {"torch": "2.11.0", "cupy-cuda13x": "14.2.0"}
-
-    info = tmp_path / "cpuinfo"
-    core = "processor\t: {}\nmodel name\t: Some EPYC\nflags\t\t: fpu avx2 avx512f avx512_bf16 fsrm\n"
-    info.write_text("\n".join(core.format(i) for i in range(3)))
-    capability = torch.backends.cpu.get_cpu_capability()
-    assert machine.processor(info) == f"Some EPYC (3 cores; avx2 avx512f avx512_bf16; torch uses {capability})"
-    assert "vector instructions unknown" in machine.processor(tmp_path / "none")
-
-
 def test_tables_show_the_heap_that_users_have_first(benchmarks, tmp_path):
     from make_tables import read_records  # noqa: PLC0415
 

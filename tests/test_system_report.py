@@ -10,6 +10,7 @@ import torch
 
 import onespike
 from onespike import __main__ as system
+from onespike import machine
 from onespike.functional import available_backends
 from onespike.functional.backends import BACKENDS, resolve_backend
 
@@ -110,18 +111,33 @@ def test_the_commit_is_that_of_our_clone_and_of_no_other(tmp_path, monkeypatch):
     package = tmp_path / "onespike" / "__init__.py"
     package.parent.mkdir()
     package.touch()
-    monkeypatch.setattr(system.onespike, "__file__", str(package))
-    assert system.commit() == "not a clone"
+    assert machine.commit(package.parent, ".") == machine.Commit()
     git("init")
     git("commit", "--allow-empty", "-m", "another project's")
-    assert system.commit() == "not a clone"
+    assert str(machine.commit(package.parent, ".")) == "unknown: not a clone, or there is no git"
     git("add", ".")
     git("commit", "-m", "ours")
-    assert len(system.commit()) == 40
+    found = machine.commit(package.parent, ".")
+    assert len(str(found)) == len(found.sha) == 40
     package.write_text("changed")
-    assert system.commit().endswith(" with uncommitted changes")
+    assert str(machine.commit(package.parent, ".")) == f"{found.sha} with uncommitted changes"
+    assert not machine.commit(package.parent, "*.md").changed
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert system.commit() == "unknown (there is no git)"
+    assert machine.commit(package.parent, ".") == machine.Commit()
+
+
+def test_the_processor_and_the_distributions_are_named(monkeypatch, tmp_path):
+    brought = {"cupy": ["cupy-cuda13x", "cupy-cuda13x"], "torch": ["torch"], "other": ["something"]}
+    monkeypatch.setattr(machine, "packages_distributions", lambda: brought)
+    monkeypatch.setattr(machine, "version", {"cupy-cuda13x": "14.2.0", "torch": "2.11.0"}.__getitem__)
+    assert machine.versions("torch", "triton", "cupy") == {"torch": "2.11.0", "cupy-cuda13x": "14.2.0"}
+
+    info = tmp_path / "cpuinfo"
+    core = "processor\t: {}\nmodel name\t: Some EPYC\nflags\t\t: fpu avx2 avx512f avx512_bf16 fsrm\n"
+    info.write_text("\n".join(core.format(i) for i in range(3)))
+    capability = torch.backends.cpu.get_cpu_capability()
+    assert machine.processor(info) == f"Some EPYC (3 cores; avx2 avx512f avx512_bf16; torch uses {capability})"
+    assert "vector instructions unknown" in machine.processor(tmp_path / "none")
 
 
 def test_variables_of_the_environment_that_matter_are_named(monkeypatch):

@@ -4,8 +4,6 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import shutil
-import subprocess
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +11,10 @@ from pathlib import Path
 import torch
 
 import onespike
+from onespike import machine
 from onespike.functional.backends import BACKENDS, resolve_backend, why_unavailable
 
+PACKAGE = Path(onespike.__file__).parent
 PACKAGES = ("spikingjelly", "snntorch", "triton", "numpy", "torchvision", "safetensors", "nir", "lightning-fabric")
 SMALL, LARGE = 1, 2**40
 """Elements of an input that is small, and of one that is large, by any rule."""
@@ -40,20 +40,6 @@ def package(name: str) -> str:
         return "not installed" if spec is None else f"of unknown version, at {spec.origin}"
 
 
-def commit() -> str:
-    """Return the commit of the clone that the package lies in, and whether files there differ from it."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(onespike.__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout.strip()
-
-    if shutil.which("git") is None:
-        return "unknown (there is no git)"
-    if not git("ls-files", "__init__.py"):  # an environment may lie in the clone of another project
-        return "not a clone"
-    return git("rev-parse", "HEAD") + (" with uncommitted changes" if git("status", "--porcelain", "--", ".") else "")
-
-
 def settings() -> str:
     """Return the environment's variables that change what runs and how fast."""
     prefixes = ("CUDA_", "KMP_", "MKL_", "NVIDIA_", "OMP_", "PYTORCH_", "TORCH", "TRITON_")
@@ -67,29 +53,10 @@ def cupy() -> str:
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in wheels) or package("cupy")
 
 
-def driver() -> str:
-    """Return the version of the NVIDIA driver."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except FileNotFoundError:
-        return "none found (there is no nvidia-smi)"
-    if answer.returncode:
-        return f"broken (nvidia-smi: {answer.stdout or answer.stderr})"
-    return ", ".join(sorted(set(answer.stdout.split())))
-
-
 def cpu() -> str:
-    """Return the processor's model, the instructions that torch uses of it, cores and threads."""
-    info = Path("/proc/cpuinfo")
-    models = (
-        [line.split(":", 1)[1] for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.exists()
-        else []
-    )
-    model = models[0] if models else platform.processor() or platform.machine()
+    """Return the processor, the cores that this process may use, and torch's threads."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{model}, {torch.backends.cpu.get_cpu_capability()}, {cores} cores, torch uses {torch.get_num_threads()} threads"
+    return f"{machine.processor()}, {cores} of them for this process, torch uses {torch.get_num_threads()} threads"
 
 
 def gpu(place: int) -> str:
@@ -117,14 +84,14 @@ def torch_build() -> str:
 
 def report() -> Iterator[tuple[str, str]]:
     """Yield the lines: what each is about, and what was found."""
-    yield "onespike", f"{onespike.__version__}, {Path(onespike.__file__).parent}"
-    yield "commit", attempt(commit)
+    yield "onespike", f"{onespike.__version__}, {PACKAGE}"
+    yield "commit", attempt(machine.commit, PACKAGE, ".")
     yield "python", attempt(lambda: f"{platform.python_version()}, {platform.platform()}")
     yield "torch", attempt(torch_build)
     for name in PACKAGES:
         yield name, attempt(package, name)
     yield "cupy", attempt(cupy)
-    yield "NVIDIA driver", attempt(driver)
+    yield "NVIDIA driver", attempt(machine.driver)
     yield "cpu", attempt(cpu)
     yield "environment", attempt(settings)
 

@@ -17,17 +17,17 @@ from torch import Tensor
 from cifar.config import Config
 from cifar.data import CLASSES, STATISTICS, Split
 from cifar.figures import write_figures
-from cifar.provenance import commit, cpu_model, installed
 from cifar.training import evaluation_batch
 from onespike import plots
 from onespike.conversion import SpikingNetwork
 from onespike.conversion.storage import write_atomically
 from onespike.functional import Readout, predict
 from onespike.functional.readout import RULES
+from onespike.machine import commit, processor, versions
 from onespike.metrics import SpikingActivity, energy
 from onespike.metrics.energy import ACCOUNTINGS, TECHNOLOGIES
 
-PACKAGES = ("onespike", "torch", "torchvision", "spikingjelly", "lightning-fabric", "triton", "cupy-cuda12x")
+MODULES = ("onespike", "torch", "torchvision", "spikingjelly", "lightning_fabric", "triton", "cupy")
 SHOWN_IMAGES = 500
 
 
@@ -68,16 +68,16 @@ def watch(network: SpikingNetwork, split: Split, images: int) -> SpikingActivity
 
 def provenance(fabric: Fabric) -> dict[str, Any]:
     """Return machine, versions and commit of this run."""
-    sha, changed = commit(Path(__file__).parent, "..", "../../plugin")
+    clone = commit(Path(__file__).parent, "..", "../../plugin")
     return {
-        "device": torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else cpu_model(),
+        "device": torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else processor(),
         "processes": fabric.world_size,
         "threads": torch.get_num_threads(),
         "precision": fabric.strategy.precision.precision,
         "python": platform.python_version(),
-        "versions": installed(*PACKAGES),
-        "commit": sha,
-        "changed": changed,
+        "versions": versions(*MODULES),
+        "commit": clone.sha,
+        "changed": clone.changed,
     }
 
 
