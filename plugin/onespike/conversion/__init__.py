@@ -3,10 +3,10 @@
 import onespike.spikingjelly  # noqa: F401  (first, for it names the remedy where SpikingJelly is missing)
 from onespike.conversion.calibrate import calibrate_thresholds
 from onespike.conversion.convert import convert
-from onespike.conversion.network import CorruptModelError, SpikingNetwork
+from onespike.conversion.network import SpikingNetwork
 from onespike.conversion.one_spike import fit_one_spike
 from onespike.conversion.report import ConversionReport, compare
-from onespike.conversion.rules import ConversionError
+from onespike.conversion.rules import ConversionError, CorruptModelError
 
 __all__ = [
     "ConversionError",

@@ -1,6 +1,5 @@
 """The converted network: encoder, spiking layers and readout, to be called, trained, saved and loaded."""
 
-from collections.abc import Iterable
 from math import ceil
 from pathlib import Path
 from typing import Self
@@ -9,17 +8,12 @@ import torch
 from spikingjelly.activation_based import base
 from torch import Tensor, nn
 
-from onespike.conversion.rules import NEURON, Layer, check_images
+from onespike.conversion.rules import NEURON, Layer, check_images, wires
 from onespike.functional import Readout
 from onespike.functional.checks import check_T
-from onespike.graph import INPUT
 from onespike.spikingjelly import SingleSpikeLIFNode, SpikeMaxPool, SpikeTimeReadout, project_net
 from onespike.spikingjelly.memory import CopyableMemory
 from onespike.spikingjelly.wiring import Bias, Wiring
-
-
-class CorruptModelError(ValueError):
-    """A saved network is missing, truncated, altered or of an unknown format; the message names the file."""
 
 
 class SpikingNetwork(CopyableMemory):
@@ -150,7 +144,7 @@ class SpikingNetwork(CopyableMemory):
         """Write the network to `folder` as safetensors and JSON with SHA-256 sums; see `onespike.conversion.storage`."""
         from onespike.conversion.storage import save  # noqa: PLC0415  (safetensors is needed here alone)
 
-        save(self, Path(folder))
+        save(self, SpikingNetwork, Path(folder))
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -158,20 +152,3 @@ class SpikingNetwork(CopyableMemory):
         from onespike.conversion.storage import load  # noqa: PLC0415
 
         return load(cls, Path(folder))
-
-
-def wires(layers: Iterable[Layer]) -> dict[int, tuple[int, ...]]:
-    """Return where each layer's inputs come from, as a `Wiring` has it.
-
-    Raises:
-        ValueError: a layer takes what is not before it, or two have one name.
-    """
-    places, found = {INPUT: 0}, {}
-    for at, layer in enumerate(layers):
-        missing = [name for name in layer.inputs if name not in places]
-        if missing or not layer.inputs or layer.name in places:
-            takes = f"takes {', '.join(missing) or 'nothing'}, which is not before it"
-            raise ValueError(f"layer {layer.name} " + ("stands there twice" if layer.name in places else takes))
-        places[layer.name] = at + 1
-        found[at] = tuple(places[name] for name in layer.inputs)
-    return {at: sources for at, sources in found.items() if sources != (at,)}

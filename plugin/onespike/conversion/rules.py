@@ -62,6 +62,10 @@ class ConversionError(ValueError):
     """An ANN holds something that has no single-spike counterpart; the message names each such module and the remedy."""
 
 
+class CorruptModelError(ValueError):
+    """A saved network is missing, truncated, altered or of an unknown format; the message names the file."""
+
+
 @dataclass(frozen=True)
 class Layer:
     """One layer of a network.
@@ -87,6 +91,23 @@ class Layer:
         if hasattr(module, "step_mode"):
             module.step_mode = "m"  # type: ignore[assignment]
         return module
+
+
+def wires(layers: Iterable[Layer]) -> dict[int, tuple[int, ...]]:
+    """Return where each layer's inputs come from, as a `Wiring` has it.
+
+    Raises:
+        ValueError: a layer takes what is not before it, or two have one name.
+    """
+    places, found = {INPUT: 0}, {}
+    for at, layer in enumerate(layers):
+        missing = [name for name in layer.inputs if name not in places]
+        if missing or not layer.inputs or layer.name in places:
+            takes = f"takes {', '.join(missing) or 'nothing'}, which is not before it"
+            raise ValueError(f"layer {layer.name} " + ("stands there twice" if layer.name in places else takes))
+        places[layer.name] = at + 1
+        found[at] = tuple(places[name] for name in layer.inputs)
+    return {at: sources for at, sources in found.items() if sources != (at,)}
 
 
 def layer_class(kind: str) -> type[nn.Module]:

@@ -9,14 +9,13 @@ import json
 import os
 import secrets
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from spikingjelly.activation_based.functional import set_step_mode
 from torch import Tensor, nn
 
-from onespike.conversion.network import CorruptModelError, SpikingNetwork, wires
-from onespike.conversion.rules import ARGUMENTS, NEURON, WEIGHTED, Layer, layer_class
+from onespike.conversion.rules import ARGUMENTS, NEURON, WEIGHTED, CorruptModelError, Layer, layer_class, wires
 from onespike.graph import INPUT
 from onespike.spikingjelly import DirectEncoder, HybridEncoder, SingleSpikeLIFNode, SpikeTimeReadout
 
@@ -26,7 +25,10 @@ try:
 except ImportError as error:
     raise ImportError('saving and loading networks needs safetensors: pip install "onespike[recipes]"') from error
 
-Network = TypeVar("Network", bound=SpikingNetwork)
+if TYPE_CHECKING:  # it is the network that imports this module, to save itself
+    from onespike.conversion.network import SpikingNetwork
+
+Network = TypeVar("Network", bound="SpikingNetwork")
 
 FORMAT = 2
 FORMATS = (1, FORMAT)
@@ -56,7 +58,7 @@ MEANINGLESS = (
 """What building a network from nonsense raises."""
 
 
-def save(network: SpikingNetwork, folder: Path) -> None:
+def save(network: "SpikingNetwork", network_class: type[Network], folder: Path) -> None:
     """Write `network` to `folder`, made if need be; an earlier network there stays whole until the new one is.
 
     What is written is what the modules are now, whatever became of them since the conversion. It is read back, in memory,
@@ -69,7 +71,7 @@ def save(network: SpikingNetwork, folder: Path) -> None:
     """
     structure = describe(network)
     state = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
-    require_the_same(network, structure, state)
+    require_the_same(network, build(network_class, structure), structure, state)
     weights = safetensors.torch.save(state)
     weights_sum = hashlib.sha256(weights).hexdigest()
     file_name = f"weights-{weights_sum[:16]}.safetensors"
@@ -91,7 +93,7 @@ def save(network: SpikingNetwork, folder: Path) -> None:
         (folder / before).unlink(missing_ok=True)
 
 
-def describe(network: SpikingNetwork) -> dict[str, Any]:
+def describe(network: "SpikingNetwork") -> dict[str, Any]:
     """Return what `build` needs, and which parameters are frozen."""
     if len(network.body) != len(network.layers):
         raise TypeError(f"body must hold its {len(network.layers)} modules to be saved, got {len(network.body)}")
@@ -119,9 +121,10 @@ def require_plain(name: str, module: nn.Module) -> None:
         raise TypeError(f"{kind} must be a plain module to be saved, got one with a forward or with modules of its own")
 
 
-def require_the_same(network: SpikingNetwork, structure: dict[str, Any], state: dict[str, Tensor]) -> None:
-    """Raise a TypeError unless the structure and the weights make the network again."""
-    again = build(SpikingNetwork, structure)
+def require_the_same(
+    network: "SpikingNetwork", again: "SpikingNetwork", structure: dict[str, Any], state: dict[str, Tensor]
+) -> None:
+    """Raise a TypeError unless the network that was built `again` from the structure is the same, given the weights."""
     try:
         again.load_state_dict(state, assign=True)
     except RuntimeError as error:

@@ -3,8 +3,8 @@
 import snntorch
 from torch import nn
 
+from onespike.functional.swap import SwapReport, swap_neurons
 from onespike.snntorch.neuron import SingleSpikeLeaky
-from onespike.swap import SwapReport, swap_neurons
 
 
 def to_single_spike(net: nn.Module) -> tuple[nn.Module, SwapReport]:

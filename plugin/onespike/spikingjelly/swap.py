@@ -4,8 +4,8 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import nn
 
+from onespike.functional.swap import SwapReport, swap_neurons
 from onespike.spikingjelly.neuron import SingleSpikeLIFNode
-from onespike.swap import SwapReport, swap_neurons
 
 
 def to_single_spike(net: nn.Module) -> tuple[nn.Module, SwapReport]:
