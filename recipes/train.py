@@ -150,8 +150,11 @@ def carry_out(  # noqa: PLR0915  (the pipeline, in its order)
         stage = snn_stage(ann, conversion, runtime, checkpoints, lambda history: log(ann_progress.history + history))
         snn_progress = Trainer(stage, network, runtime).fit()
         made_from["SNN"] = fabric.broadcast(digest_of_weights(network))
-        if config.one_step == 1:  # of spike times it has learnt nothing
-            network.calibrate_readout(calibration_images(data, config))
+        if config.one_step == 1:  # of leaks and spike times it has learnt nothing
+            images = calibration_images(data, config)
+            if config.learn_leak:
+                network.calibrate_leaks(images)
+            network.calibrate_readout(images)
     with spent("evaluation"):
         results = evaluate(out / "results.json", ann, conversion, untrained, network, runtime, made_from)
     if loggers is None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from spikingjelly.activation_based import functional, layer
 from torch import nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from onespike.conversion import (
     ConversionError,
@@ -24,9 +24,11 @@ from onespike.conversion import (
     storage,
 )
 from onespike.conversion import percentile as percentiles
+from onespike.conversion.network import LEAKS
 from onespike.conversion.percentile import nearest_percentile
 from onespike.conversion.spike_bits import SpikeBits
 from onespike.functional import hybrid_cross_entropy, hybrid_encode, predict
+from onespike.metrics import SpikingActivity
 from onespike.models import vgg
 from onespike.optim import parameter_groups
 from onespike.spikingjelly import DirectEncoder, HybridEncoder, SingleSpikeLIFNode, SpikeTimeReadout
@@ -666,6 +668,48 @@ def test_misuse_of_the_network_is_named(network):
     with pytest.raises(RuntimeError, match='step_mode must be "m"'):
         network.calibrate_readout(IMAGES)
     assert [network.training, network.body.training, network.readout.training] == [True, True, False]
+
+
+def test_leaks_are_set_to_where_a_layer_fires_least_later(network, digits):
+    x = digits[0][:200]
+    network.train().body.eval()
+    first = network.currents(x)[0].clone()
+    before = spikes_by_layer(network, x)
+    network.calibrate_leaks(x, batch_size=64)
+    assert network.training
+    assert not network.body.training
+    assert all(not torch.is_tensor(node.v) for node in network.nodes().values())
+    assert torch.equal(network.currents(x)[0], first), "what is decided at t = 1 does not depend on leaks"
+    after = spikes_by_layer(network, x)
+    assert sum(after.values()) < sum(before.values())
+    for name, node in network.nodes().items():  # by brute force, the layers behind left alone
+        kept = node.leak.clone()
+        counts = {}
+        for leak in (0.95, *LEAKS):
+            node.leak.data.fill_(leak)
+            counts[leak] = spikes_by_layer(network, x)[name]
+        node.leak.data.copy_(kept)
+        assert after[name] == min(counts.values())
+
+
+def spikes_by_layer(network, x):
+    with SpikingActivity(network) as activity:
+        network(x)
+    return {name: round(zeta * 10**6) for name, zeta in activity.zeta.items()}
+
+
+def test_a_leak_that_no_other_betters_stays(network, digits):
+    network.encoder.T = 1
+    network.calibrate_leaks(digits[0][:50])
+    assert [node.leak.item() for node in network.nodes().values()] == pytest.approx([0.95] * 3)
+    for leaks in ([], [0.5, 1.5]):
+        with pytest.raises(ValueError, match=r"leaks must be one or more numbers in \[0, 1\], got \["):
+            network.calibrate_leaks(digits[0][:50], leaks)
+    with pytest.raises(ValueError, match="images must hold at least one image"):
+        network.calibrate_leaks(IMAGES[:0])
+    parametrize.register_parametrization(network.nodes()["4"], "leak", nn.Identity())
+    with pytest.raises(ValueError, match=r"4: leak must be a plain parameter, got one under torch\.nn\.utils\.parametrize"):
+        network.calibrate_leaks(digits[0][:50])
 
 
 def changed(network, how):

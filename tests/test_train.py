@@ -27,6 +27,7 @@ from cifar.spent import joules_used
 from cifar.termination import Termination
 from cifar.training import Trainer, phase_of
 from onespike.conversion import SpikingNetwork
+from onespike.conversion.network import LEAKS
 from onespike.functional import Readout
 from onespike.models import vgg
 
@@ -477,17 +478,20 @@ def test_the_optimiser_begins_afresh_where_the_steps_grow(monkeypatch, tmp_path)
     assert moved[13] == 0
 
 
-def test_the_output_threshold_is_calibrated_where_the_first_step_alone_was_trained(monkeypatch, tmp_path):
+def test_leaks_and_output_threshold_are_calibrated_where_the_first_step_alone_was_trained(monkeypatch, tmp_path):
     settings = [*SHORT, *GROWN, "snn.max_steps=5"]
-    thresholds = {}
+    thresholds, leaks = {}, {}
     for share in (0.5, 1.0):
         train(monkeypatch, DIGITS, "--out", tmp_path / str(share), "--set", *settings, f"one_step={share}")
         network = SpikingNetwork.load(tmp_path / str(share) / "model")
         data = load_data(load_config([DIGITS], settings), Path("nowhere"), torch.device("cpu"))
         kept = network.readout.v_threshold.item()
+        leaks[share] = {round(node.leak.item(), 6) for node in network.nodes().values()}
         network.calibrate_readout(data.train.plain(slice(0, 32))[0])
         thresholds[share] = kept == pytest.approx(network.readout.v_threshold.item(), rel=1e-5)
     assert thresholds == {0.5: False, 1.0: True}
+    assert leaks[0.5] == {1.0}, "five steps with T = 1"
+    assert {1.0} != leaks[1.0] <= set(LEAKS)
 
 
 def test_phases():

@@ -1,12 +1,15 @@
 """The converted network: encoder, spiking layers and readout, to be called, trained, saved and loaded."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from math import ceil
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from spikingjelly.activation_based import base
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from onespike.conversion.rules import NEURON, Layer, check_images, wires
 from onespike.functional import Readout
@@ -14,6 +17,8 @@ from onespike.functional.checks import check_T
 from onespike.spikingjelly import SingleSpikeLIFNode, SpikeMaxPool, SpikeTimeReadout, project_net
 from onespike.spikingjelly.memory import CopyableMemory
 from onespike.spikingjelly.wiring import Bias, Wiring
+
+LEAKS = (0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 class SpikingNetwork(CopyableMemory):
@@ -124,21 +129,68 @@ class SpikingNetwork(CopyableMemory):
             TypeError, ValueError: `images` are empty, not floating point or of the wrong number of dimensions, or `batch_size`
                 is not an int >= 1.
         """
+        batches = self.batches(images, batch_size)
+        with self.measuring():
+            potentials = [self.currents(batch).cumsum(0) for batch in batches]
+        halfway = torch.cat([v_seq[: ceil(self.T / 2)].amax(0) for v_seq in potentials])
+        self.readout.v_threshold.fill_(halfway.median().clamp_min(self.readout.beta))
+        self.readout.set_floor(self.readout.v_threshold.detach())
+
+    @torch.no_grad()
+    def calibrate_leaks(self, images: Tensor, leaks: Iterable[float] = LEAKS, batch_size: int = 128) -> None:
+        """Set each leak, from the first layer on, to the one at which its layer fires least over `images` [N, *].
+
+        For a network that was trained for t = 1 alone, of which no leak was learnt: it decides then, whatever the leaks are,
+        and neurons that fire later do so to no purpose. A layer keeps its own leak where no other makes it fire less.
+
+        Raises:
+            TypeError, ValueError: a leak leaves [0, 1] or is parametrised, or else as `calibrate_readout`.
+        """
+        leaks = list(leaks)
+        if not leaks or not all(0 <= leak <= 1 for leak in leaks):
+            raise ValueError(f"leaks must be one or more numbers in [0, 1], got {leaks}")
+        batches = self.batches(images, batch_size)
+        with self.measuring():
+            node: Any
+            for name, node in self.nodes().items():
+                if is_parametrized(node, "leak"):
+                    raise ValueError(f"{name}: leak must be a plain parameter, got one under torch.nn.utils.parametrize")
+                tried = [node.leak.clone(), *(torch.full_like(node.leak, leak) for leak in leaks)]
+                spikes = torch.zeros(len(tried), dtype=torch.float64)
+                for batch in batches:
+                    spikes += self.spikes_at(node, tried, batch)
+                node.leak.copy_(tried[int(spikes.argmin())])  # the first of equals: its own
+
+    def spikes_at(self, node: Any, leaks: list[Tensor], images: Tensor) -> Tensor:
+        """Return how often the neurons of a node fire over `images` at each of these leaks."""
+        seen: list[Tensor] = []
+        with node.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
+            self.currents(images)
+        counts = []
+        for leak in leaks:
+            node.leak.copy_(leak)
+            counts.append(node(seen[0]).sum(dtype=torch.float64).cpu())
+        return torch.stack(counts)
+
+    def batches(self, images: Tensor, batch_size: int) -> list[Tensor]:
+        """Check images [N, *] and cut them into batches on the network's device."""
         check_images(self.layers, images)
         if not len(images):
             raise ValueError(f"images must hold at least one image, got shape {tuple(images.shape)}")
         batch_size = check_T(batch_size, name="batch_size")
-        device, modes = self.readout.v_threshold.device, {module: module.training for module in self.modules()}
+        return [batch.to(self.readout.v_threshold.device) for batch in images.split(batch_size)]
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Be in eval mode meanwhile, and clean afterwards."""
+        modes = {module: module.training for module in self.modules()}
         self.eval()
         try:
-            potentials = [self.currents(batch.to(device)).cumsum(0) for batch in images.split(batch_size)]
+            yield
         finally:
             self.reset()
             for module, mode in modes.items():
                 module.training = mode
-        halfway = torch.cat([v_seq[: ceil(self.T / 2)].amax(0) for v_seq in potentials])
-        self.readout.v_threshold.fill_(halfway.median().clamp_min(self.readout.beta))
-        self.readout.set_floor(self.readout.v_threshold.detach())
 
     def save(self, folder: str | Path) -> None:
         """Write the network to `folder` as safetensors and JSON with SHA-256 sums; see `onespike.conversion.storage`."""
