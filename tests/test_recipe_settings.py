@@ -1,11 +1,14 @@
 """The CIFAR recipe's settings and the configs in the repository."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 from recipe_runs import CONFIGS, DIGITS, TINY, outcome, train
 
 from cifar.config import Config, ConfigError, Training, explain, load_config, named_settings
+from cifar.results import flat
+from train import claim
 
 
 def test_settings_are_read_typed_and_layered(tmp_path):
@@ -16,6 +19,9 @@ def test_settings_are_read_typed_and_layered(tmp_path):
     snn = Training(**{**vars(Config().snn), "lr": 1e-4, "epochs": 3, "neuron_lr": 0.1})
     assert config == Config(width=0.5, T=3, encoder="direct", threshold_scales=[0.2, 0.4], snn=snn)
     assert isinstance(config.snn.lr, float)
+
+pytestmark = pytest.mark.filterwarnings("ignore:the readout says the same")
+"""Networks so small, trained for so few steps, may be silent."""
 
 
 @pytest.mark.parametrize(
@@ -66,6 +72,18 @@ def test_settings_that_exclude_each_other_are_named():
         load_config([DIGITS], ["encoder=temporal", "one_step=0.5"])
     with pytest.raises(ConfigError, match=r"relative must be false but for .* snn.relative=True, snn.optimizer=sgd"):
         load_config([DIGITS], ["snn.relative=true", "snn.optimizer=sgd"])
+
+
+def test_the_settings_that_a_run_keeps_are_a_config(tmp_path):
+    config = load_config([CONFIGS / "cifar10_vgg16_small.yaml"], ["ann.epochs=3", "T=4"])
+    claim(tmp_path, flat(asdict(config)))
+    assert load_config([tmp_path / "config.yaml"]) == config
+    (tmp_path / "both.yaml").write_text("ann: {epochs: 3}\nann.lr: 1\n")
+    with pytest.raises(ConfigError, match=r"both.yaml has both ann.lr and ann: write one of them"):
+        load_config([tmp_path / "both.yaml"])
+    (tmp_path / "below.yaml").write_text("T.x: 1\n")
+    with pytest.raises(ConfigError, match=r"below.yaml: T: Value .* could not be converted to Integer"):
+        load_config([tmp_path / "below.yaml"])
 
 
 def test_a_file_may_have_several_bases(tmp_path):
