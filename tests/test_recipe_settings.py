@@ -10,6 +10,9 @@ from cifar.config import Config, ConfigError, Training, explain, load_config, na
 from cifar.results import flat
 from train import claim
 
+pytestmark = pytest.mark.filterwarnings("ignore:the readout says the same")
+"""Networks so small, trained for so few steps, may be silent."""
+
 
 def test_settings_are_read_typed_and_layered(tmp_path):
     (tmp_path / "base.yaml").write_text("width: 0.5\nsnn: {lr: 1e-4, epochs: 3}\n")
@@ -19,9 +22,6 @@ def test_settings_are_read_typed_and_layered(tmp_path):
     snn = Training(**{**vars(Config().snn), "lr": 1e-4, "epochs": 3, "neuron_lr": 0.1})
     assert config == Config(width=0.5, T=3, encoder="direct", threshold_scales=[0.2, 0.4], snn=snn)
     assert isinstance(config.snn.lr, float)
-
-pytestmark = pytest.mark.filterwarnings("ignore:the readout says the same")
-"""Networks so small, trained for so few steps, may be silent."""
 
 
 @pytest.mark.parametrize(
