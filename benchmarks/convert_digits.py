@@ -91,9 +91,9 @@ def accuracy(scores: Any, x: Tensor, y: Tensor) -> float:
     return 100 * hits / len(y)
 
 
-def of_ann2snn(ann: nn.Module, x: Tensor, steps: int) -> Any:
-    """Convert by SpikingJelly, at the 99.9th percentile; return what sums the outputs over the steps."""
-    recipe = ann2snn.RateCodingRecipe(x[:CALIBRATED].split(64), mode="99.9%")
+def of_ann2snn(ann: nn.Module, images: Tensor, steps: int) -> Any:
+    """Convert by SpikingJelly, at the 99.9th percentile over `images`; return what sums the outputs over the steps."""
+    recipe = ann2snn.RateCodingRecipe(images.split(64), mode="99.9%")
     converted = ann2snn.FXConverter(recipe).convert(ann).eval()
 
     def scores(images: Tensor) -> Tensor:
@@ -101,6 +101,18 @@ def of_ann2snn(ann: nn.Module, x: Tensor, steps: int) -> Any:
         return torch.stack([converted(images) for _ in range(steps)]).sum(0)
 
     return scores
+
+
+def of_many_spikes(ann: nn.Module, images: Tensor, thresholds: dict[str, float], x: Tensor, y: Tensor) -> dict[str, float]:
+    """Return the accuracies of plain conversions, the image at every step and any number of spikes, ours and ann2snn's."""
+    found = {}
+    for steps in STEPS:
+        network = convert(
+            ann, images[:1], thresholds=thresholds, threshold_scale=1.0, encoder=DirectEncoder(steps), neuron=many
+        ).eval()
+        found[f"onespike, T = {steps}"] = accuracy(lambda batch, network=network: network(batch).potential, x, y)
+        found[f"ann2snn, T = {steps}"] = accuracy(of_ann2snn(ann, images, steps), x, y)
+    return found
 
 
 def measure(make: Any, seed: int, x: Tensor, y: Tensor) -> dict[str, float]:
@@ -112,12 +124,7 @@ def measure(make: Any, seed: int, x: Tensor, y: Tensor) -> dict[str, float]:
     found = {"ANN": accuracy(ann, *test)}
     images = x[:CALIBRATED]
     thresholds = calibrate_thresholds(ann, images, timesteps=100)
-    for steps in STEPS:
-        network = convert(
-            ann, images[:1], thresholds=thresholds, threshold_scale=1.0, encoder=DirectEncoder(steps), neuron=many
-        ).eval()
-        found[f"onespike, T = {steps}"] = accuracy(lambda batch, network=network: network(batch).potential, *test)
-        found[f"ann2snn, T = {steps}"] = accuracy(of_ann2snn(ann, x, steps), *test)
+    found |= of_many_spikes(ann, images, thresholds, *test)
     with torch.no_grad():
         logits = ann(x[:TRAINED])
     for name, train in (

@@ -11,24 +11,19 @@ moves the layer's currents, as a share of its threshold (root mean square), and 
 """
 
 import argparse
-import json
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.func import functional_call
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
+from trained import EXPECTED, trained_ann  # first: it finds the recipes
 
 import train as recipe
-from cifar.checkpoint import CheckpointError, Checkpoints
-from cifar.config import load_config
+from cifar.checkpoint import Checkpoints
 from cifar.conversion import HEALTH_IMAGES, choose_thresholds, health, spiking_network
-from cifar.data import load_data
 from cifar.termination import Termination
 from cifar.training import Runtime, Trainer, accuracy
 
@@ -44,23 +39,14 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         probe(arguments.run, arguments.data_root, arguments.steps, arguments.set)
-    except (CheckpointError, *recipe.EXPECTED) as error:
+    except EXPECTED as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 
 
 def probe(run: Path, data_root: Path, steps: int, overrides: list[str]) -> None:
     """Train, and look before the steps in `LOOKS`."""
-    settings = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
-    kept = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
-    config = load_config([], [*kept, *overrides, f"snn.max_steps={steps}"])
-    fabric = recipe.make_fabric("cpu", config)
-    data = load_data(config, data_root, fabric.device)
+    ann, config, data, fabric = trained_ann(run, data_root, [*overrides, f"snn.max_steps={steps}"])
     runtime = Runtime(config, data, fabric, Termination(), float("inf"), recorded=False)
-    ann = recipe.new_ann(config, data.classes, fabric.device)
-    saved = Checkpoints(run / "ann", recipe.ann_identity(recipe.identity_of(config))).load(fabric.device)
-    if saved is None:
-        raise CheckpointError(f"{run} holds no ANN")
-    ann.load_state_dict(saved["network"])
     folder = run / "probe"
     folder.mkdir(exist_ok=True)
     (folder / "conversion.json").unlink(missing_ok=True)
