@@ -10,9 +10,6 @@ from cifar.config import Config, ConfigError, Training, explain, load_config, na
 from cifar.results import flat
 from train import claim
 
-pytestmark = pytest.mark.filterwarnings("ignore:the readout says the same")
-"""Networks so small, trained for so few steps, may be silent."""
-
 
 def test_settings_are_read_typed_and_layered(tmp_path):
     (tmp_path / "base.yaml").write_text("width: 0.5\nsnn: {lr: 1e-4, epochs: 3}\n")
