@@ -51,7 +51,7 @@ class SilenceWatch:
     def look(self, readout: Readout) -> None:
         """Look at what a network says about a batch, if it is on a CPU."""
         potential = readout.potential
-        if self.told or len(potential) < 2 or not can_look_at(potential) or is_traced(potential):
+        if is_traced(potential) or self.told or not can_look_at(potential) or len(potential) < 2:
             return
         if torch.equal(potential[0], potential[-1]) and (potential == potential[0]).all():
             self.told = True
