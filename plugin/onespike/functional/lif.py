@@ -23,7 +23,8 @@ from onespike.functional.checks import (
     is_traced,
 )
 from onespike.functional.records import saved_by_torch
-from onespike.kernels.plan import Plan, PotentialError, Signature, Switches
+from onespike.kernels.plan import Plan, PotentialError, Signature
+from onespike.kernels.plan import Switches as Switches  # noqa: PLC0414  (for the hosts' neurons)
 from onespike.kernels.reference import state_dtype
 from onespike.kernels.steps import forward_steps
 
@@ -256,7 +257,16 @@ class SingleSpikeLIF(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x_seq, leak, v_threshold, v, fired, plan, aside):
+    def forward(
+        ctx: Any,
+        x_seq: Tensor,
+        leak: Tensor,
+        v_threshold: Tensor,
+        v: Tensor | None,
+        fired: Tensor | None,
+        plan: Plan,
+        aside: list[Tensor | None],
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         s_seq, v_last, fired_last, v_seq = plan.forward(x_seq, leak, v_threshold, v, fired)
         aside.append(fired_last)
         ctx.plan = plan
@@ -265,7 +275,7 @@ class SingleSpikeLIF(torch.autograd.Function):
         return s_seq, v_last, v_seq
 
     @staticmethod
-    def backward(ctx, *grads):
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         # Where a graph of the gradients is wanted, the operator refuses to be differentiated; batches it takes one by one.
         if torch.is_grad_enabled() or any(grad is not None and is_traced(grad) for grad in grads):
             found = differentiate_by_operator(grads, ctx.saved_tensors, ctx.plan.switches, ctx.plan.backend)
@@ -306,7 +316,8 @@ def lif_op(
 
 
 @lif_op.register_fake
-def _(x_seq, leak, v_threshold, v, fired, gamma, single_spike, grad_after_spike, temporal_gradient, return_v_seq, backend):
+def _(x_seq: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    *_, return_v_seq, _ = others
     dtype = state_dtype(x_seq.dtype)
     v_seq = torch.empty_like(x_seq, dtype=dtype) if return_v_seq else x_seq.new_empty(0, dtype=dtype)
     step = x_seq[0]
@@ -339,12 +350,13 @@ def lif_backward_op(
 
 
 @lif_backward_op.register_fake
-def _(grad_s_seq, grad_v, grad_v_seq, x_seq, leak, v_threshold, v, fired, gamma, grad_after, temporal, backend):
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    x_seq, leak, v_threshold, v = arguments[3:7]
     grad_initial = x_seq.new_empty(0, dtype=state_dtype(x_seq.dtype)) if v is None else torch.empty_like(v)
     return torch.empty_like(x_seq), torch.empty_like(leak), torch.empty_like(v_threshold), grad_initial
 
 
-def setup_context(ctx, inputs, output) -> None:
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     """Save the input, from which the backward pass computes the membrane potentials again."""
     *saved, gamma, single_spike, grad_after_spike, temporal_gradient, ctx.trace, ctx.backend = inputs
     ctx.switches = Switches(gamma, single_spike, grad_after_spike, temporal_gradient)
@@ -352,13 +364,17 @@ def setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(*saved)
 
 
-def differentiate(ctx, grad_s_seq, grad_v, grad_fired, grad_v_seq):
+def differentiate(
+    ctx: Any, grad_s_seq: Tensor | None, grad_v: Tensor | None, grad_fired: None, grad_v_seq: Tensor | None
+) -> tuple[Any, ...]:
     """Turn the gradients of the outputs into those of the inputs of `lif_op`."""
     grads = (grad_s_seq, grad_v, grad_v_seq if ctx.trace else None)
     return *differentiate_by_operator(grads, ctx.saved_tensors, ctx.switches, ctx.backend), *[None] * 7
 
 
-def differentiate_by_operator(grads, saved, switches: Switches, backend: str) -> tuple[Any, ...]:
+def differentiate_by_operator(
+    grads: tuple[Tensor | None, ...], saved: tuple[Any, ...], switches: Switches, backend: str
+) -> tuple[Any, ...]:
     """Return the gradients of x_seq, leak, v_threshold and v, through an operator, which traces follow."""
     gamma, _, grad_after_spike, temporal_gradient = switches
     *found, grad_initial = torch.ops.onespike.single_spike_lif_backward(
@@ -367,7 +383,7 @@ def differentiate_by_operator(grads, saved, switches: Switches, backend: str) ->
     return *found, None if saved[3] is None else grad_initial
 
 
-def refuse(ctx, *grads):
+def refuse(ctx: Any, *grads: Any) -> None:
     """Say that there is no second derivative."""
     raise RuntimeError(
         "single_spike_lif has no second derivative: its first is a surrogate; call backward without create_graph"

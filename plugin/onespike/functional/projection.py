@@ -32,7 +32,7 @@ class Projected(nn.Module):
         """Bring the leak back to [0, 1] and the threshold to `threshold_floor` at least, in place; NaN stays NaN."""
         project_together([self])
 
-    def _load_from_state_dict(self, state_dict, prefix, *arguments) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         """Load the floor, or make it of the threshold that is loaded."""
         floor, own = f"{prefix}threshold_floor", self.threshold_floor
         if floor not in state_dict:

@@ -141,13 +141,13 @@ class FirstCrossing(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, highest: Tensor, v_threshold: Tensor, beta: float) -> Tensor:
+    def forward(ctx: Any, highest: Tensor, v_threshold: Tensor, beta: float) -> Tensor:
         ctx.save_for_backward(highest, v_threshold)
         ctx.beta = beta
         return count_below(highest, v_threshold)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
         highest, v_threshold = ctx.saved_tensors
         near = (v_threshold - highest).abs_() < ctx.beta
         grad = grad * near

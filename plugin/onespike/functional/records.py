@@ -1,11 +1,11 @@
 """What makes our named tuples known to torch's files."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.utils import _pytree
 
-Record = TypeVar("Record", bound=type[tuple])
+Record = TypeVar("Record", bound=type[tuple[Any, ...]])
 
 
 def saved_by_torch(kind: Record) -> Record:

@@ -64,14 +64,14 @@ def bare(argument: Any) -> Any:
     return argument.data if isinstance(argument, Tensor) else argument
 
 
-def compiled(body: Callable, threads: int, arguments: tuple[Any, ...]) -> "Program":
+def compiled(body: Callable[..., Any], threads: int, arguments: tuple[Any, ...]) -> "Program":
     """Compile `body` for arguments of these kinds, any M, and the number of threads, which inductor writes into the code."""
     with COMPILING:
         return program(body, threads, *map(kind_of, arguments))
 
 
 @functools.cache
-def program(body: Callable, threads: int, *kinds: Any) -> "Program":
+def program(body: Callable[..., Any], threads: int, *kinds: Any) -> "Program":
     """Return the one program for all calls alike, and log what is compiled and how long it takes."""
     of = kinds[0]
     what = f"{body.__name__} of {'x'.join(map(str, (*(of.steps or ()), 'M')))} {of.dtype} on {of.device}, {threads} threads"
@@ -98,7 +98,7 @@ class Program:
     It has a code object of its own, because dynamo counts recompilations, up to a limit, per code object.
     """
 
-    def __init__(self, body: Callable, kinds: tuple[Any, ...]) -> None:
+    def __init__(self, body: Callable[..., Any], kinds: tuple[Any, ...]) -> None:
         own = types.FunctionType(body.__code__.replace(), body.__globals__, body.__name__)
         self.function = torch.compile(own, dynamic=True, fullgraph=True, backend=self.lower)
         self.loop: Any = None
@@ -119,7 +119,7 @@ class Program:
         # would compile the same code again.
         return without_modes(self.function, [bare(argument) for argument in arguments])
 
-    def lower(self, graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable:
+    def lower(self, graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         """Compile what dynamo traced, and note what the first function takes, gives and relies on."""
         loop: Any = compile_fx(graph, inputs, config_patches=compiler_options())
         if self.loop is not None:
@@ -136,7 +136,7 @@ class Program:
 
         return watched
 
-    def unguarded(self, neurons: int) -> Callable | None:
+    def unguarded(self, neurons: int) -> Callable[..., Any] | None:
         """Return the function without dynamo's look at the arguments, a third of a small layer's time, if it suits M neurons.
 
         The caller answers for the arguments' kinds. Functions that write into slices have more sizes than M, and keep the look.
@@ -152,7 +152,7 @@ class Program:
         return run
 
 
-def without_modes(function: Callable, arguments: Sequence[Any]) -> Any:
+def without_modes(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
     """Call `function` without gradients and autocast."""
     with torch.no_grad(), torch.autocast(arguments[0].device.type, enabled=False):
         return function(*arguments)

@@ -42,7 +42,7 @@ class InductorPlan(Plan):
     def __init__(self, signature: Signature) -> None:
         super().__init__(signature)
         self.chunks = chunks(self.steps)
-        self.programs: dict[Any, Callable] = {}
+        self.programs: dict[Any, Callable[..., Any]] = {}
 
     def forward(
         self, x_seq: Tensor, leak: Tensor, v_threshold: Tensor, v: Tensor | None, fired: Tensor | None
@@ -143,7 +143,7 @@ class InductorPlan(Plan):
         start = torch.zeros(self.neurons, dtype=self.state_dtype, device=self.device)
         return start, torch.zeros_like(start, dtype=torch.uint8)
 
-    def run(self, body: Callable, *arguments: Any) -> Any:
+    def run(self, body: Callable[..., Any], *arguments: Any) -> Any:
         """Call `body`, compiled for arguments of these kinds, which a plan fixes but for their presence and length."""
         threads = torch.get_num_threads()
         key = body, threads, len(arguments[0]), *[argument is None for argument in arguments]

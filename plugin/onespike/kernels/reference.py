@@ -4,6 +4,8 @@ Every other implementation is tested against this one. It is slow and keeps ever
 `onespike.functional.single_spike_lif` for work.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -17,13 +19,13 @@ class TriangleSpike(torch.autograd.Function):
     """Heaviside of `U > V` with the triangular surrogate of eq. 20, S = gamma * max(0, 1 - |U / V - 1|)."""
 
     @staticmethod
-    def forward(ctx, v: Tensor, v_threshold: Tensor, gamma: float) -> Tensor:
+    def forward(ctx: Any, v: Tensor, v_threshold: Tensor, gamma: float) -> Tensor:
         ctx.save_for_backward(v, v_threshold)
         ctx.gamma = gamma
         return (v > v_threshold).to(v.dtype)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         v, v_threshold = ctx.saved_tensors
         surrogate = ctx.gamma * (1 - (v / v_threshold - 1).abs()).clamp_min(0)
         grad_v = grad * surrogate / v_threshold

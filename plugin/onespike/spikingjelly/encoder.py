@@ -1,7 +1,7 @@
 """Input encoders as SpikingJelly modules: images [N, *] in, sequences [T, N, *] out."""
 
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from spikingjelly.activation_based import base
@@ -101,7 +101,9 @@ class HybridEncoder(CopyableMemory):
             self.unit = None if bounds[2] is None else bounds[2].to(self.low.device)
         return self
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *arguments) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *arguments: Any
+    ) -> None:
         """Load the range; a state dict that was written before ranges were part of it leaves the encoder's as it is."""
         bounds = {f"{prefix}low": self.low, f"{prefix}high": self.high}
         before = local_metadata.get("version", 1) < HybridEncoder._version and not bounds.keys() & state_dict.keys()

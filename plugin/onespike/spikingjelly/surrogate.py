@@ -16,13 +16,13 @@ class TriangleFunction(torch.autograd.Function):
     """Heaviside of x, x >= 0 as everywhere in SpikingJelly, with the gradient gamma * max(0, 1 - |x|)."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, gamma: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, gamma: float) -> Tensor:
         ctx.save_for_backward(x)
         ctx.gamma = gamma
         return surrogate.heaviside(x)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         return grad * (1 - x.abs()).clamp_min(0) * ctx.gamma, None
 
