@@ -1,7 +1,9 @@
 """Options of the test suite."""
 
 import os
+import shutil
 
+import pytest
 from hypothesis import settings
 
 # The tensors are small: more threads gain nothing, and where cores are shared they wait for one another. Before torch loads.
@@ -17,3 +19,17 @@ def pytest_addoption(parser):
     parser.addoption(
         "--require-gpu", action="store_true", help="fail, instead of skipping, the tests that find no usable GPU backend"
     )
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium, to look at pages."""
+    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
+    with api.sync_playwright() as playwright:
+        own = shutil.which("chromium") or shutil.which("google-chrome")
+        try:
+            chromium = playwright.chromium.launch(executable_path=own, args=["--no-sandbox"])
+        except api.Error as error:
+            pytest.skip(f"there is no Chromium ({str(error).splitlines()[0]}): playwright install chromium")
+        yield chromium
+        chromium.close()
