@@ -30,7 +30,7 @@ from cifar import results as outcome
 from cifar.checkpoint import CheckpointError, Checkpoints, differences, require_one_folder
 from cifar.config import Config, ConfigError, explain, first_line, load_config
 from cifar.conversion import blocked, calibration_images, choose_thresholds, describe, health, plain_accuracy, spiking_network
-from cifar.data import Data, DataError, load_data
+from cifar.data import IMAGE, Data, DataError, load_data
 from cifar.folder import LOCK, digest_of_weights, keeping, owned, read_json, understanding, write_json
 from cifar.graph import GraphError, why_not_recorded
 from cifar.guard import TrainingError
@@ -161,14 +161,15 @@ def carry_out(  # noqa: PLR0915  (the pipeline, in its order)
         return
 
     with keeping(out / "results.json"):
-        network.to(memory_format=torch.contiguous_format).save(out / "model")
+        saved = outcome.save(network, out / "model")
         outcome.draw(out, network, data.test, results, ann_progress.history + snn_progress.history)
     seconds = {**spent.seconds, "ann": ann_progress.seconds, "snn": snn_progress.seconds}
     about = {"name": name, "config": asdict(config), "threshold_scale": conversion["scale"]}
     cost = {"seconds": seconds, "joules": spent.joules, "provenance": machine, "pieces": pieces_in(out / PIECES)}
     metrics = {**about, "results": results, **cost}
     with keeping(out / "results.json"):
-        write_atomically(out / "model" / "README.md", outcome.model_card(metrics).encode())
+        if saved:
+            write_atomically(out / "model" / "README.md", outcome.model_card(metrics).encode())
         write_json(out / "metrics.json", metrics, **made_from)
     loggers.close()
     say(outcome.table(results, config))
@@ -227,8 +228,9 @@ def ann_checkpoints(other: Path | None, out: Path, settings: dict[str, Any]) -> 
 
 
 def ann_identity(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return those of a run's settings that its ANN depends on."""
-    return {name: value for name, value in settings.items() if name.split(".")[0] in ANN_SETTINGS}
+    """Return those of a run's settings that its ANN depends on, with the encoder if that lays images out in its own way."""
+    own = {name: value for name, value in settings.items() if name.split(".")[0] in ANN_SETTINGS}
+    return own | ({"encoder": "dct"} if settings["encoder"] == "dct" else {})
 
 
 def train_ann(
@@ -252,7 +254,7 @@ def new_ann(config: Config, classes: int, device: torch.device) -> nn.Sequential
         ann = resnet(config.model, classes, width=config.width)
     else:
         sizes = {name: getattr(config, name) for name in ("width", "hidden", "dropout", "fc_dropout", "init")}
-        ann = vgg(config.model, classes, **sizes)
+        ann = vgg(config.model, classes, image_size=IMAGE * (2 if config.encoder == "dct" else 1), **sizes)
     return ann.to(device, memory_format=layout)  # type: ignore[call-overload]
 
 
@@ -315,8 +317,9 @@ def evaluate(
     results: dict[str, Any] = {"ann": {"accuracy": accuracy(ann, test, fabric)}}
     if config.conversion_images:
         results["plain"] = {"accuracy": plain_accuracy(ann, conversion, runtime)}
-    for name, network in (("converted", untrained), ("trained", trained)):
-        results[name] = outcome.evaluate(network, test, fabric, config.activity_images)
+    results["converted"] = results["trained"] = outcome.evaluate(untrained, test, fabric, config.activity_images)
+    if digest_of_weights(trained) != digest_of_weights(untrained):
+        results["trained"] = outcome.evaluate(trained, test, fabric, config.activity_images)
     return write_json(path, results, **made_from) if fabric.is_global_zero else results
 
 

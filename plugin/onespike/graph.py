@@ -24,6 +24,7 @@ LEAVES = (
     "snntorch.",
     "onespike.spikingjelly",
     "onespike.snntorch",
+    "onespike.peers",
 )
 """Packages whose modules are called, not read, but for what holds others alone."""
 

@@ -81,9 +81,13 @@ class Config:
     )
 
     T: int = option(5, "time steps")
-    encoder: Literal["hybrid", "direct", "analogue", "temporal"] = option(
+    encoder: Literal["hybrid", "direct", "analogue", "temporal", "poisson", "dct", "phase", "kernel"] = option(
         "hybrid",
-        "image at t = 1, then one spike per pixel; image at every step; image, then zeros; spikes alone",
+        "image at t = 1, then one spike per pixel; image at every step; image, then zeros; spikes alone; other codes' spikes, "
+        "see docs/peers.md",
+    )
+    neuron: Literal["lif", "phase", "burst", "kernel", "bntt"] = option(
+        "lif", "what the settings below make of it; codes that conversion alone makes; LIF behind batch norm for each step"
     )
     calibration_images: int = option(512, "training images from which thresholds are found")
     calibration_T: int = option(200, "time steps of that calibration")
@@ -159,6 +163,12 @@ RANGES: dict[str, tuple[str, Any]] = {
 }  # fmt: skip
 
 
+CODES = {"phase": ("phase", "burst"), "kernel": ("kernel",)}
+"""Encoders whose spikes only some neurons understand."""
+NEURONS = {"phase": ("phase",), "kernel": ("kernel",)}
+"""Neurons that understand the spikes of some encoders alone."""
+
+
 LARGEST, SMALLEST = 3.4e38, 1.2e-38
 """What float32 can hold."""
 LIMITS: dict[str, tuple[float, float]] = {
@@ -214,14 +224,29 @@ def load_config(paths: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
             )
     if config.encoder == "temporal" and config.T == 1:
         raise ConfigError("T must be >= 2 for encoder=temporal, whose first spike comes at t = 2, got 1")
-    if config.encoder == "temporal" and config.one_step:
-        raise ConfigError(f"one_step must be 0 for encoder=temporal, whose first step is empty, got {config.one_step}")
+    check_codes(config)
     if config.ann.relative or (config.snn.relative and config.snn.optimizer != "adam"):
         raise ConfigError(
             "relative must be false but for snn.optimizer=adam, got "
             f"ann.relative={config.ann.relative}, snn.relative={config.snn.relative}, snn.optimizer={config.snn.optimizer}"
         )
     return config
+
+
+def check_codes(config: Config) -> None:
+    """Raise a ConfigError where encoder, neuron and training do not go together."""
+    encoder, neuron = config.encoder, config.neuron
+    if encoder not in ("hybrid", "direct", "analogue") and config.one_step:
+        shows = "is empty" if encoder == "temporal" else "shows little of the image"
+        raise ConfigError(f"one_step must be 0 for encoder={encoder}, whose first step {shows}, got {config.one_step}")
+    if neuron not in CODES.get(encoder, (neuron,)):
+        raise ConfigError(f"neuron must be {' or '.join(CODES[encoder])} for encoder={encoder}, got {neuron}")
+    if encoder not in NEURONS.get(neuron, (encoder,)):
+        raise ConfigError(f"encoder must be {' or '.join(NEURONS[neuron])} for neuron={neuron}, got {encoder}")
+    if neuron in ("phase", "burst", "kernel") and config.snn.epochs:
+        raise ConfigError(f"snn.epochs must be 0 for neuron={neuron}, which has no gradient, got {config.snn.epochs}")
+    if neuron != "lif" and config.model in BLOCKS:
+        raise ConfigError(f"model must be a vgg for neuron={neuron}, which takes no biases, got {config.model}")
 
 
 def first_line(error: Exception) -> str:

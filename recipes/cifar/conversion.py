@@ -8,15 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from cifar.checkpoint import require_one_folder
+from cifar.codes import encoder_of, neuron_of, with_batch_norm
 from cifar.config import Config
 from cifar.data import Data, Split
 from cifar.folder import digest_of_weights, read_json, write_json
 from cifar.results import watch
-from cifar.training import Runtime, accuracy
+from cifar.training import FEW_STEPS, Runtime, accuracy, seed_of
 from onespike.conversion import ConversionError, SpikingNetwork, calibrate_thresholds, convert, fit_one_spike
 from onespike.conversion.calibrate import SilentLayerError
 from onespike.metrics import NetworkHealth
-from onespike.spikingjelly import DirectEncoder, HybridCrossEntropyLoss, HybridEncoder, SingleSpikeLIFNode
+from onespike.spikingjelly import DirectEncoder, HybridCrossEntropyLoss, SingleSpikeLIFNode
 
 DESCRIBED_IMAGES = 500
 HEALTH_IMAGES = 250
@@ -70,6 +71,7 @@ def calibration_images(data: Data, config: Config) -> Tensor:
 
 def spiking_network(ann: nn.Module, conversion: dict[str, Any], data: Data, config: Config) -> SpikingNetwork:
     """Convert the ANN into the spiking network of the config, by a choice of `choose_thresholds`."""
+    torch.manual_seed(seed_of(config.seed, "conversion"))  # encoders may draw
     images, thresholds, scale = calibration_images(data, config), conversion["thresholds"], conversion["scale"]
     if config.calibration == "one_spike":
         try:
@@ -77,22 +79,6 @@ def spiking_network(ann: nn.Module, conversion: dict[str, Any], data: Data, conf
         except ConversionError as error:
             raise ConversionError(f"calibration=one_spike, threshold_scales=[{scale}]: {error}") from error
         scale = 1.0
-    if config.encoder == "direct":
-        encoder: nn.Module = DirectEncoder(config.T)
-    else:
-        encoder = HybridEncoder.for_normalized(
-            config.T, data.mean, data.std, analogue=config.encoder != "temporal", temporal=config.encoder != "analogue"
-        )
-    neuron = partial(
-        SingleSpikeLIFNode,
-        learn_leak=config.learn_leak,
-        learn_threshold=config.learn_threshold,
-        gamma=config.gamma,
-        single_spike=config.single_spike,
-        grad_after_spike=config.grad_after_spike,
-        temporal_gradient=config.temporal_gradient,
-        backend=config.backend,
-    )
     try:
         network = convert(
             ann,
@@ -100,14 +86,17 @@ def spiking_network(ann: nn.Module, conversion: dict[str, Any], data: Data, conf
             threshold_scale=scale,
             thresholds=thresholds,
             leak=config.leak,
-            neuron=neuron,
-            encoder=encoder,
+            neuron=neuron_of(config),
+            encoder=encoder_of(config, data, images),
             dropout=config.snn_dropout,
         )
     except ConversionError:
         raise
     except ValueError as error:  # numbers of the ANN and of settings that are in range, but whose product is not
         raise ConversionError(f"the ANN cannot be converted by threshold_scales={config.threshold_scales}: {error}") from error
+    if config.neuron == "bntt":
+        network = with_batch_norm(network)
+        network.calibrate_readout(images)
     network.readout.beta = config.beta * network.readout.v_threshold.item()
     network.readout.time_gradient = config.time_gradient
     network.readout.v_threshold.requires_grad_(config.time_gradient != "off")
@@ -133,7 +122,7 @@ def plain_accuracy(ann: nn.Module, conversion: dict[str, Any], runtime: Runtime)
 def health(network: SpikingNetwork, validation: Split) -> NetworkHealth:
     """Watch potentials and gradients of a spiking network over the first validation images; no weight keeps a gradient."""
     network.eval()
-    x, y = validation.plain(slice(0, HEALTH_IMAGES))
+    x, y = validation.plain(slice(0, min(HEALTH_IMAGES, HEALTH_IMAGES * FEW_STEPS // network.T)))
     first = next(network.body.parameters())
     with NetworkHealth(network) as seen, torch.enable_grad():
         torch.autograd.grad(HybridCrossEntropyLoss()(network(x), y), first)

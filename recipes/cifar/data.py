@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from cifar.config import Config, ConfigError
+from onespike.peers import ycbcr_blocks
 
 IMAGE = 32
 STATISTICS = {
@@ -70,6 +71,7 @@ class Split:
         crop: pixels of black border to crop from.
         memory_format: of the batches.
         cutout: side of the square that augmentation sets to the mean colour, in pixels.
+        blocks: lay batches out as overlapping YCbCr blocks, [B, 3, 2 H, 2 W].
     """
 
     def __init__(
@@ -81,8 +83,11 @@ class Split:
         crop: int = 0,
         memory_format: torch.memory_format = torch.contiguous_format,
         cutout: int = 0,
+        *,
+        blocks: bool = False,
     ) -> None:
         self.labels = labels
+        self.blocks = blocks
         self.crop = crop
         self.cutout = cutout
         self.memory_format = memory_format
@@ -112,11 +117,15 @@ class Split:
                 for centre, length in zip((part.row, part.column), images.shape[2:], strict=True)
             )
             images.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
-        return images, self.labels[part.index]
+        return self._laid_out(images), self.labels[part.index]
 
     def plain(self, part: slice) -> tuple[Tensor, Tensor]:
         """Return a slice of the normalised images, as they are, and their labels."""
-        return self._normalised(self._crops[0, part, self.crop, self.crop]), self.labels[part]
+        return self._laid_out(self._normalised(self._crops[0, part, self.crop, self.crop])), self.labels[part]
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        """Lay normalised images [B, C, H, W] out as the network takes them."""
+        return ycbcr_blocks(images).contiguous(memory_format=self.memory_format) if self.blocks else images
 
     def _normalised(self, images: Tensor) -> Tensor:
         """Turn bytes [B, H, W, C] into normalised images [B, C, H, W]."""
@@ -160,7 +169,8 @@ def load_data(config: Config, root: Path, device: torch.device) -> Data:
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
 
     def split(images: Tensor, labels: Tensor, crop: int = 0, cutout: int = 0) -> Split:
-        return Split(images.to(device), labels.to(device), mean, std, crop, layout, cutout)
+        blocks = config.encoder == "dct"
+        return Split(images.to(device), labels.to(device), mean, std, crop, layout, cutout, blocks=blocks)
 
     return Data(
         split(images[rest], labels[rest], config.crop, config.cutout),

@@ -17,7 +17,8 @@ from torch import Tensor
 from cifar.config import Config
 from cifar.data import CLASSES, STATISTICS, Split
 from cifar.figures import write_figures
-from cifar.training import evaluation_batch
+from cifar.output import say
+from cifar.training import evaluation_batch, seed_of
 from onespike import plots
 from onespike.conversion import SpikingNetwork
 from onespike.conversion.storage import write_atomically
@@ -35,8 +36,9 @@ SHOWN_IMAGES = 500
 def evaluate(network: SpikingNetwork, test: Split, fabric: Fabric, activity_images: int) -> dict[str, Any]:
     """Measure accuracy by rule and by step over all test images, spikes and energy over the first `activity_images`."""
     network.eval()
+    torch.manual_seed(seed_of("evaluation"))  # encoders may draw
     hits = torch.zeros(len(RULES) + network.T, device=fabric.device, dtype=torch.float64)
-    size = evaluation_batch(fabric.device)
+    size = evaluation_batch(network, fabric.device)
     for first in range(fabric.global_rank * size, len(test), fabric.world_size * size):
         x, y = test.plain(slice(first, first + size))
         currents = network.currents(x)
@@ -59,11 +61,22 @@ def evaluate(network: SpikingNetwork, test: Split, fabric: Fabric, activity_imag
 def watch(network: SpikingNetwork, split: Split, images: int) -> SpikingActivity:
     """Count the spikes of a network over the first images of a split."""
     network.eval()
-    images, size = min(images, len(split)), evaluation_batch(split.labels.device)
+    torch.manual_seed(seed_of("evaluation"))
+    images, size = min(images, len(split)), evaluation_batch(network, split.labels.device)
     with SpikingActivity(network) as activity:
         for first in range(0, images, size):
             network(split.plain(slice(first, min(first + size, images)))[0])
     return activity
+
+
+def save(network: SpikingNetwork, folder: Path) -> bool:
+    """Save a network; say so where it is made of parts that have no file format, and return whether it was saved."""
+    try:
+        network.to(memory_format=torch.contiguous_format).save(folder)
+    except TypeError as error:
+        say(f"no {folder} is written, the weights are in the checkpoint of the SNN alone: {error}")
+        return False
+    return True
 
 
 def provenance(fabric: Fabric) -> dict[str, Any]:
@@ -207,9 +220,9 @@ def curve(series: dict[str, list[float]], label: str, *, ax: Any) -> None:
 
 @torch.no_grad()
 def spikes_of(network: SpikingNetwork, x: Tensor, layer: str) -> tuple[Tensor, Readout]:
-    """Return the spikes of one layer, [T, N, *], and the readout."""
+    """Return the spikes of one layer, [T, N, *], whatever their size as 1, and the readout."""
     seen: list[Tensor] = []
     handle = network.nodes()[layer].register_forward_hook(lambda *call: seen.append(call[-1]))
     readout = network.eval()(x)
     handle.remove()
-    return seen[0], readout
+    return (seen[0] != 0).to(seen[0].dtype), readout

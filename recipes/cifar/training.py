@@ -35,6 +35,8 @@ LOOK_EVERY = 50
 """Steps between looks at the loss and at other processes' signals on a GPU, where looking makes it wait."""
 
 
+FEW_STEPS = 20
+"""Time steps up to which a network is evaluated by the same number of images at once."""
 CHECKED_IMAGES = 1000
 """Validation images by which a network is judged before it is saved in the middle of an epoch."""
 
@@ -436,16 +438,18 @@ def parts(output: Any) -> tuple[Tensor, ...]:
     return output if isinstance(output, tuple) else (output,)
 
 
-def evaluation_batch(device: torch.device) -> int:
-    """Return how many images are evaluated at once: on a GPU enough to keep it busy."""
-    return 250 if device.type == "cpu" else 1000
+def evaluation_batch(network: nn.Module, device: torch.device) -> int:
+    """Return how many images are evaluated at once: on a GPU enough to keep it busy; fewer where there are many time steps."""
+    size = 250 if device.type == "cpu" else 1000
+    return max(1, min(size, size * FEW_STEPS // getattr(network, "T", 1)))
 
 
 @torch.no_grad()
 def accuracy(network: nn.Module, split: Split, fabric: Fabric, batch_size: int | None = None) -> float:
     """Return the share of hits in percent, in full precision, every image counted once over all processes."""
     network.eval()
-    batch_size = batch_size or evaluation_batch(fabric.device)
+    torch.manual_seed(seed_of("evaluation"))  # encoders may draw
+    batch_size = batch_size or evaluation_batch(network, fabric.device)
     hits = torch.zeros((), device=fabric.device, dtype=torch.float64)
     for first in range(fabric.global_rank * batch_size, len(split), fabric.world_size * batch_size):
         x, y = split.plain(slice(first, first + batch_size))

@@ -54,7 +54,8 @@ def convert(
         encoder: module [N, *] -> [T, N, *] with an attribute T, which then stands in place of the argument T; None for a
             `HybridEncoder` over the range of each channel of `images` (of all of them, unless they are [N, C, H, W]). Where the
             range of a `HybridEncoder` without a `unit` spans less than 0.5 or more than 10, a copy takes the span for its
-            unit. The first threshold is divided by the unit.
+            unit. The first threshold is divided by the attribute `unit` of an encoder that has one: the intensity that 1 stands
+            for.
         dropout: probability for every dropout layer, in [0, 1); None keeps the ANN's. One mask serves all steps of an image.
         thresholds: what `calibrate_thresholds` returned, to calibrate once for several scales.
         timesteps, batch_size: see `calibrate_thresholds`.
@@ -123,8 +124,8 @@ def in_unit_of_spikes(encoder: nn.Module) -> tuple[nn.Module, float]:
     Spikes are 1. The paper's pixels span about 5, normalised, and those in [0, 1] span 1; pixels that span far more or less
     would say nothing beside spikes, or spikes nothing beside them, and how images are scaled would decide.
     """
-    if isinstance(encoder, HybridEncoder) and encoder.unit is not None:
-        return encoder, float(encoder.unit)
+    if getattr(encoder, "unit", None) is not None:
+        return encoder, float(encoder.unit)  # type: ignore[arg-type]
     if not isinstance(encoder, HybridEncoder) or encoder.own_range:
         return encoder, 1.0
     span = float((encoder.high - encoder.low).max())

@@ -42,6 +42,7 @@ class Synapses:
         analogue_events: exact multiply-accumulates by analogue inputs, borders left out, over all images.
         events: exact accumulates by spikes, borders left out, over all images; a pooled value k / n counts as its k spikes.
         bias_events: accumulates of biases other than 0, over all images.
+        framed: whether it sees the image, whose frames are multiplied, and not spikes of an encoder that emits nothing else.
     """
 
     macs: int = 0
@@ -54,6 +55,7 @@ class Synapses:
     analogue_events: Tensor | float = 0.0
     events: Tensor | float = 0.0
     bias_events: Tensor | float = 0.0
+    framed: bool = False
 
     @property
     def source(self) -> str | None:
@@ -109,8 +111,10 @@ class SpikingActivity:
 
     It works on a `SpikingNetwork` and on any network of SpikingJelly modules that torch.fx can trace, in both step modes:
     through sums, concatenations and pools, as modules or functions, spikes are followed to the weights that they reach. They
-    are counted before dropout and pooling. A first-layer input is an analogue frame at the first step, wherever it is not
-    binary, and always after a `DirectEncoder`. Images are recognised by their fresh state: reset the network between batches.
+    are counted before dropout and pooling; one that has a size or a sign counts as one. A first-layer input is an analogue
+    frame at the first step, wherever it is not binary, and always after a `DirectEncoder`; what an encoder with the attribute
+    `emits_spikes` gives (those of `onespike.peers`) are spikes from the first step on, whose every synapse is an accumulate.
+    Images are recognised by their fresh state: reset the network between batches.
 
     Args:
         network: the network to watch.
@@ -151,7 +155,7 @@ class SpikingActivity:
         self._first_node = next(iter(self._nodes.values()))
         self._first_weights = next((call.module for call in self._calls if isinstance(call.module, WEIGHTED)), None)
         self._direct = any(isinstance(module, DirectEncoder) for module in network.modules())
-        self._presents = any(isinstance(module, HybridEncoder | DirectEncoder) for module in network.modules())
+        self._presents = any(isinstance(module, HybridEncoder | DirectEncoder) or emits_spikes(module) for module in own)
         self._at = 0
         self._fresh = True
         self._flows: dict[str, Flow] = {}
@@ -196,9 +200,9 @@ class SpikingActivity:
 
     @property
     def flop_weighted_mean(self) -> float:
-        """Mean of zeta weighted by the FLOPs of the layer's own weights, the first layer (MACs anyway) left out (eq. 25)."""
+        """Mean of zeta weighted by the FLOPs of the layer's own weights, one that sees frames (MACs anyway) left out (eq. 25)."""
         zeta = self.zeta
-        own = [(s.macs, zeta[s.target]) for s in self.synapses.values() if s.sources and s.target is not None]
+        own = [(s.macs, zeta[s.target]) for s in self.synapses.values() if not s.framed and s.target is not None]
         return sum(macs * z for macs, z in own) / sum(macs for macs, _ in own) if own else 0.0
 
     def _check_ran(self) -> None:
@@ -236,7 +240,7 @@ class SpikingActivity:
         if output is not None and isinstance(module, WEIGHTED):
             found: Flow = self._through_weights(self._names[module], module, flow, inputs[0], output)
         elif output is not None and module in self._nodes.values():
-            found = self._through_neurons(self._names[module], module, flow, output)
+            found = self._through_neurons(self._names[module], module, flow, ones_of(output))
         elif output is not None and isinstance(module, MAX_POOLS) and isinstance(flow, Spikes) and flow.share == 1:
             found = Spikes(output, output, 1, (self._names[module],))
         elif isinstance(module, Add):
@@ -253,7 +257,7 @@ class SpikingActivity:
         elif isinstance(flow, Spikes):
             found = self._through_layer(call, flow)
         else:
-            found = flow
+            found = Spikes(*[ones_of(output)] * 2, 1, ()) if output is not None and emits_spikes(module) else flow
         self._flows[call.name] = found
         for source in call.inputs:
             if self._last_use[source] == self._at:
@@ -325,6 +329,7 @@ class SpikingActivity:
             of_one = torch.count_nonzero(module.bias) * (y_seq[0].numel() // len(module.bias))
             synapses.bias_events = synapses.bias_events + len(y_seq) * of_one.double()
         if isinstance(flow, Image):
+            synapses.framed = True
             synapses.inputs = synapses.positions
             for x_t in x_seq:
                 self._count_image(name, module, synapses, x_t)
@@ -360,6 +365,16 @@ class SpikingActivity:
             return functional_call(module, ones, counts).sum(dtype=torch.float64)
         finally:
             self._counting = False
+
+
+def emits_spikes(module: nn.Module) -> bool:
+    """Whether a module is an encoder that says of itself that it emits spikes alone."""
+    return getattr(module, "emits_spikes", False) is True
+
+
+def ones_of(output: Tensor) -> Tensor:
+    """Return 1 for each spike, whatever its size and sign."""
+    return (output != 0).to(output.dtype)
 
 
 def side_by_side(concat: nn.Module, flows: list[Spikes]) -> Spikes:

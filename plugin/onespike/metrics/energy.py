@@ -29,8 +29,8 @@ class EnergyReport:
         ann_pj: the ANN, a MAC for each weight use, in picojoules.
         snn_pj: the spiking network, in picojoules.
         layers_pj: the spiking network's layers, in picojoules.
-        first_layer_ac_pj: accumulates of the first layer for pixel spikes at t >= 2, in picojoules; part of `snn_pj` under
-            "input" and "events", left out of it under "paper", as the paper does.
+        first_layer_ac_pj: accumulates of a first layer that sees frames for pixel spikes at t >= 2, in picojoules; part of
+            `snn_pj` under "input" and "events", left out of it under "paper", as the paper does.
         ceiling: the ratio at no spike at all, where only the first layer's MACs remain.
     """
 
@@ -57,7 +57,10 @@ def energy(activity: SpikingActivity, *, accounting: str = "paper", technology: 
         input:  E_SNN = E_MAC * F_1 + E_AC * sum_l F_l * (spikes that arrive per input of layer l; of the pixels for l = 1)
         events: E_SNN = E_MAC * (exact analogue events) + E_AC * (exact spike events + biases added), borders left out, a
                 pooled value of k spikes counted as k
-    Layer 1 is every layer that sees the image. A spike that a shortcut adds to currents as it is counts E_AC in all three.
+    Layer 1 is every layer that sees the image. Behind an encoder that emits spikes alone there is none: its E_MAC terms fall
+    away, and the paper's accounting takes F * zeta of the first layer too. A spike that a shortcut adds to currents as it is
+    counts E_AC in all three. A spike with a size counts E_AC as any other: what scales it is not counted, be it a shift for
+    each event (weighted spikes, bursts) or a product for each neuron and step (T2FSNN's kernel), nor is batch norm.
 
     Args:
         activity: a monitor that has seen images.
@@ -77,14 +80,14 @@ def energy(activity: SpikingActivity, *, accounting: str = "paper", technology: 
     def accumulates(layer: Synapses) -> float:
         if accounting == "events" or not layer.macs:
             return (float(layer.events) + float(layer.bias_events)) / images
-        if accounting == "paper" and layer.sources:
+        if accounting == "paper" and not layer.framed:
             return layer.macs * (zeta[layer.target] if layer.target else 1.0)
         return layer.macs * float(layer.arrivals) / (layer.positions * images)
 
     layers_pj = {name: accumulates(layer) * cost.ac_pj for name, layer in activity.synapses.items()}
     first_layer_ac_pj = frame_pj = 0.0
     for name, layer in activity.synapses.items():
-        if layer.sources:
+        if not layer.framed:
             continue
         frame = (float(layer.analogue_events) / images if accounting == "events" else layer.macs) * cost.mac_pj
         first_layer_ac_pj, frame_pj = first_layer_ac_pj + layers_pj[name], frame_pj + frame

@@ -1,0 +1,126 @@
+"""Encoders that emit spikes alone: signed Poisson, weighted phases, and the time of one spike."""
+
+from collections.abc import Sequence
+
+import torch
+from spikingjelly.activation_based import encoding
+from torch import Tensor
+
+from onespike.functional.checks import check_finite, check_floating, check_positive, check_T
+from onespike.functional.sequences import Presenter
+from onespike.peers.codes import PERIOD, kernel_spikes, phase_size
+from onespike.spikingjelly import HybridEncoder
+from onespike.spikingjelly.memory import CopyableMemory
+
+
+def farthest_pixel(mean: float | Sequence[float], std: float | Sequence[float]) -> float:
+    """Return the size of the pixel farthest from 0 in images of [0, 1] normalised as (x - mean) / std: an encoder's `unit`."""
+    hybrid = HybridEncoder.for_normalized(1, mean, std)
+    return float(torch.maximum(hybrid.low.abs(), hybrid.high.abs()).max())
+
+
+class SpikeEncoder(CopyableMemory):
+    """What these encoders have in common: a pixel becomes spikes of its sign, each of which costs an accumulate.
+
+    In step mode "m" images x [N, *] become [T, N, *]. In mode "s" each call takes the same images and returns the next step's
+    [N, *]; `reset_net` starts over.
+
+    Args:
+        T: number of time steps, at least 1.
+        unit: the intensity that the code's largest value stands for; a pixel beyond it, of either sign, is sent as that.
+        step_mode: "m" or "s".
+
+    Attributes:
+        emits_spikes: what `onespike.metrics` knows such an encoder by.
+
+    Raises:
+        TypeError, ValueError: an argument leaves its range, or x is not floating point or not finite.
+        RuntimeError: in mode "s", a step beyond T.
+    """
+
+    emits_spikes = True
+    t: int
+
+    def __init__(self, T: int, unit: float = 1.0, step_mode: str = "m") -> None:
+        super().__init__()
+        check_positive("unit", unit)
+        self.T = check_T(T)
+        self.unit = float(unit)
+        self.step_mode = step_mode
+        self.presenter = Presenter()
+        self.register_memory("t", 0)
+
+    def encoded(self, x: Tensor) -> Tensor:
+        """Map images [N, *] to the whole sequence [T, N, *]."""
+        raise NotImplementedError
+
+    def multi_step_forward(self, x: Tensor) -> Tensor:
+        """Map images [N, *] to the whole sequence [T, N, *], and begin a presentation."""
+        check_floating("x", x, 1, "[N, *]")
+        check_finite("x", x)
+        self.presenter.present()
+        return self.encoded(x)
+
+    def single_step_forward(self, x: Tensor) -> Tensor:
+        """Return step t of the sequence for the images x [N, *] and advance t."""
+        check_floating("x", x, 1, "[N, *]")
+        check_finite("x", x)
+        if self.t >= self.T:
+            raise RuntimeError(f"t must stay below T = {self.T} in step mode 's', got step {self.t + 1}: call reset_net first")
+        x_t = self.encoded(x)[self.t]
+        self.t += 1
+        return x_t
+
+    def extra_repr(self) -> str:
+        return f"T={self.T}, unit={self.unit:.4g}, step_mode={self.step_mode}"
+
+
+class PoissonEncoder(SpikeEncoder):
+    """Rate code: at each step a spike of the pixel's sign, with a probability of its size (Rathi et al., 2020).
+
+    Equation:
+        P(X^t = sign(x)) = min(|x| / unit, 1),   else X^t = 0
+
+    The draws are those of SpikingJelly's own encoder, from torch's global generator: seed it for the same spikes again.
+    """
+
+    def encoded(self, x: Tensor) -> Tensor:
+        """Draw the spikes of images [N, *], 1 and -1: [T, N, *]."""
+        rates = (x.abs() / self.unit).expand(self.T, *x.shape)
+        return encoding.PoissonEncoder("m")(rates) * x.sign()  # of a rate of 0 the host draws a spike now and then
+
+
+class PhaseEncoder(SpikeEncoder):
+    """Weighted spikes: a period of steps is a pixel's binary fraction, and repeats (Kim et al., 2018).
+
+    Equation:
+        sum of X^t over one period = sign(x) * floor(2^period * min(|x| / unit, 1 - 2^-period)) / 2^period,
+        each X^t being 0 or a spike of size 2^-(1 + t mod period)
+
+    The bits are those of SpikingJelly's `WeightedPhaseEncoder`, whose spikes have no size and no sign.
+    """
+
+    def encoded(self, x: Tensor) -> Tensor:
+        """Return the bits of images [N, *], each as large as its place and of the pixel's sign: [T, N, *]."""
+        host, fraction = encoding.WeightedPhaseEncoder(PERIOD), (x.abs() / self.unit).clamp(max=1 - 2.0**-PERIOD)
+        period = torch.stack([host(fraction) * phase_size(step) for step in range(PERIOD)])
+        return period.repeat(-(-self.T // PERIOD), *[1] * x.dim())[: self.T] * x.sign()
+
+
+class KernelEncoder(SpikeEncoder):
+    """One spike for each pixel, the earlier the larger it is, of the size that the kernel has then (T2FSNN; Park et al., 2020).
+
+    See `onespike.peers.kernel_spikes`, of |x| / unit.
+
+    Args:
+        tau: time constant of the kernel, in steps; None for T / 4.
+    """
+
+    def __init__(self, T: int, unit: float = 1.0, step_mode: str = "m", *, tau: float | None = None) -> None:
+        super().__init__(T, unit, step_mode)
+        self.tau = self.T / 4 if tau is None else tau
+        check_positive("tau", self.tau)
+
+    def encoded(self, x: Tensor) -> Tensor:
+        """Return a spike, or none, for each pixel of images [N, *]: [T, N, *]."""
+        return kernel_spikes(x.abs() / self.unit, self.T, self.tau) * x.sign()
