@@ -31,7 +31,7 @@ def test_importing_onespike_needs_torch_alone():
     [
         (
             "spikingjelly",
-            "spikingjelly conversion metrics pretrained nir",
+            "spikingjelly peers conversion metrics pretrained nir",
             "onespike.spikingjelly needs SpikingJelly: pip install spikingjelly",
         ),
         ("snntorch", "snntorch", 'onespike.snntorch needs snnTorch: pip install "onespike[snntorch]"'),

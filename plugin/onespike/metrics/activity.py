@@ -200,7 +200,7 @@ class SpikingActivity:
 
     @property
     def flop_weighted_mean(self) -> float:
-        """Mean of zeta weighted by the FLOPs of the layer's own weights, one that sees frames (MACs anyway) left out (eq. 25)."""
+        """Mean of zeta weighted by the FLOPs of the layer's own weights, those that see frames (MACs) left out (eq. 25)."""
         zeta = self.zeta
         own = [(s.macs, zeta[s.target]) for s in self.synapses.values() if not s.framed and s.target is not None]
         return sum(macs * z for macs, z in own) / sum(macs for macs, _ in own) if own else 0.0

@@ -126,7 +126,8 @@ class KernelNode(CopyableMemory):
         tau: time constant of the kernel, in steps; None for T / 4, as `KernelEncoder` has it.
 
     Raises:
-        ValueError: an argument leaves its range, a sequence has not T steps, or the step mode is set to "s".
+        ValueError: an argument leaves its range, or a sequence has not T steps.
+        RuntimeError: it is called in step mode "s".
     """
 
     v: Any
@@ -141,10 +142,6 @@ class KernelNode(CopyableMemory):
         self.step_mode = "m"
         self.register_memory("v", 0.0)
 
-    def supported_step_mode(self) -> tuple[str, ...]:
-        """Whole windows alone."""
-        return ("m",)
-
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """Map the currents of a window [T, N, *] to the spikes of the next one [T, N, *]."""
         check_floating("x_seq", x_seq, 2, "[T, N, *]")
@@ -152,6 +149,12 @@ class KernelNode(CopyableMemory):
             raise ValueError(f"x_seq must have the {self.T} steps of a window, got {len(x_seq)}")
         self.v = x_seq.sum(0)
         return kernel_spikes(self.v / self.v_threshold, self.T, self.tau)
+
+    def single_step_forward(self, x: Tensor) -> Tensor:
+        """Raise a RuntimeError: a step is no window."""
+        raise RuntimeError(
+            f'step_mode must be "m" for KernelNode, which takes a whole window before it fires, got "s" and a step {tuple(x.shape)}'
+        )
 
     def extra_repr(self) -> str:
         return f"v_threshold={self.v_threshold:.4g}, T={self.T}, tau={self.tau:g}"
