@@ -257,7 +257,7 @@ class SpikingActivity:
         elif isinstance(flow, Spikes):
             found = self._through_layer(call, flow)
         else:
-            found = Spikes(*[ones_of(output)] * 2, 1, ()) if output is not None and emits_spikes(module) else flow
+            found = spikes_of_pixels(output) if output is not None and emits_spikes(module) else flow
         self._flows[call.name] = found
         for source in call.inputs:
             if self._last_use[source] == self._at:
@@ -375,6 +375,12 @@ def emits_spikes(module: nn.Module) -> bool:
 def ones_of(output: Tensor) -> Tensor:
     """Return 1 for each spike, whatever its size and sign."""
     return (output != 0).to(output.dtype)
+
+
+def spikes_of_pixels(output: Tensor) -> Spikes:
+    """Return what an encoder that emits spikes alone gives."""
+    ones = ones_of(output)
+    return Spikes(ones, ones, 1, ())
 
 
 def side_by_side(concat: nn.Module, flows: list[Spikes]) -> Spikes:

@@ -153,7 +153,7 @@ class KernelNode(CopyableMemory):
     def single_step_forward(self, x: Tensor) -> Tensor:
         """Raise a RuntimeError: a step is no window."""
         raise RuntimeError(
-            f'step_mode must be "m" for KernelNode, which takes a whole window before it fires, got "s" and a step {tuple(x.shape)}'
+            f'step_mode must be "m" for KernelNode, which takes a window before it fires, got "s" and a step {tuple(x.shape)}'
         )
 
     def extra_repr(self) -> str:
