@@ -4,12 +4,15 @@ import json
 from dataclasses import asdict
 
 import pytest
-from recipe_runs import CONFIGS, DIGITS, TINY, outcome, train
+from recipe_runs import CONFIGS, DIGITS, TINY, train
 
 from cifar.config import Config, ConfigError, Training, explain, load_config, named_settings
 from cifar.results import flat
-from train import claim
+from train import ann_identity, claim, identity_of
 
+EVIDENCE = CONFIGS / "evidence.yaml"
+FEW = ["conversion_images=0", "validation=40", "test_images=40"]
+PEERS = sorted(CONFIGS.glob("peers/*.yaml"))
 
 def test_settings_are_read_typed_and_layered(tmp_path):
     (tmp_path / "base.yaml").write_text("width: 0.5\nsnn: {lr: 1e-4, epochs: 3}\n")
@@ -29,7 +32,10 @@ def test_settings_are_read_typed_and_layered(tmp_path):
         ("threshold_scale=[1]", r"did you mean threshold_scales\?"),
         ("xyzzy=1", "unknown setting xyzzy: --help lists them all"),
         ("snn.epochs=few", "snn.epochs: Value 'few' of type 'str' could not be converted to Integer"),
-        ("encoder=rate", r"encoder: Invalid value 'rate', expected one of \['hybrid', 'direct', 'analogue', 'temporal'\]"),
+        (
+            "encoder=rate",
+            r"encoder: Invalid value 'rate', expected one of \['hybrid', 'direct', 'analogue', 'temporal', 'poisson', ",
+        ),
         ("T=0", "T must be >= 1, got 0"),
         ("ann.momentum=1", r"ann.momentum must be in \[0, 1\), got 1.0"),
         ("threshold_scales=[]", r"threshold_scales must be one or more numbers > 0, got \[\]"),
@@ -62,6 +68,26 @@ def test_bad_settings_are_named(pair, message):
 def test_spikes_alone_need_a_second_step():
     with pytest.raises(ConfigError, match="T must be >= 2 for encoder=temporal, whose first spike comes at t = 2, got 1"):
         load_config([DIGITS], ["encoder=temporal", "T=1"])
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (
+            ["encoder=poisson", "one_step=0.5"],
+            "one_step must be 0 for encoder=poisson, whose first step shows little of the image",
+        ),
+        (["encoder=phase"], "neuron must be phase or burst for encoder=phase, got lif"),
+        (["encoder=kernel", "neuron=burst"], "neuron must be kernel for encoder=kernel, got burst"),
+        (["neuron=phase", "snn.epochs=0"], "encoder must be phase for neuron=phase, got hybrid"),
+        (["neuron=kernel", "snn.epochs=0"], "encoder must be kernel for neuron=kernel, got hybrid"),
+        (["neuron=burst"], "snn.epochs must be 0 for neuron=burst, which has no gradient, got 5"),
+        (["neuron=bntt", "model=resnet8"], "model must be a vgg for neuron=bntt, which takes no biases, got resnet8"),
+    ],
+)
+def test_codes_that_do_not_go_together_are_named(pairs, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config([DIGITS], pairs)
 
 
 def test_settings_that_exclude_each_other_are_named():
@@ -122,17 +148,63 @@ def test_help_explains_every_setting():
     assert "(default ann sgd, snn adam)" in told
 
 
-@pytest.mark.parametrize("config", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", sorted({*CONFIGS.rglob("*.yaml")} - {*PEERS}), ids=lambda path: path.stem)
 def test_every_config_runs(config, monkeypatch, tmp_path, capsys):
     steps = ["ann.max_steps=2", "snn.max_steps=2", "ann.batch_size=8", "snn.batch_size=8"]
-    train(monkeypatch, config, "--out", tmp_path, "--device", "cpu", "--set", *TINY, *steps)
+    train(monkeypatch, config, "--out", tmp_path, "--device", "cpu", "--set", *TINY, "test_images=40", *steps)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     own = load_config([config])
     for name in ("model", "encoder", "T", "single_spike", "time_gradient"):
         assert metrics["config"][name] == getattr(own, name)
     assert len(metrics["results"]["trained"]["accuracy_at_step"]) == own.T
-    assert [entry["stage"] for entry in outcome(tmp_path)[2]] == ["ann", "snn"]
+    assert stages(tmp_path) == ["ann", "snn"]
     assert "int32_45nm, paper accounting" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("peer", PEERS, ids=lambda path: path.stem)
+def test_every_peer_runs_on_the_backbone(peer, monkeypatch, tmp_path, capsys):
+    own = load_config([EVIDENCE, peer])
+    few = [*FEW, f"T={min(own.T, 9)}", "calibration_T=20", "threshold_scales=[0.2]"]
+    steps = ["ann.max_steps=2", "snn.max_steps=2", "ann.batch_size=8", "snn.batch_size=8"]
+    train(monkeypatch, EVIDENCE, peer, "--out", tmp_path, "--device", "cpu", "--set", *TINY, *few, *steps)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    for name in ("encoder", "neuron", "single_spike", "learn_leak", "learn_threshold", "leak"):
+        assert metrics["config"][name] == getattr(own, name)
+    results, out = metrics["results"], capsys.readouterr().out
+    assert (results["trained"] == results["converted"]) == (own.snn.epochs == 0)
+    assert stages(tmp_path) == [stage for stage in ("ann", "snn") if getattr(own, stage).epochs]
+    assert 0 < results["trained"]["spikes_per_neuron"] < own.T
+    reports = results["trained"]["energy"]["int32_45nm"]
+    assert all((report["ceiling"] == float("inf")) == (own.encoder != "direct") for report in reports.values())
+    saved = own.encoder == "direct"
+    assert (tmp_path / "model").exists() == saved
+    assert ("the weights are in the checkpoint of the SNN alone" in out) != saved
+
+
+def stages(folder):
+    return [json.loads(line)["stage"] for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def test_a_run_of_drawn_spikes_resumes_to_the_same_numbers(monkeypatch, tmp_path):
+    settings = [*TINY, *FEW, "encoder=poisson", "snn.max_steps=2", "ann.max_steps=1", "T=3"]
+    train(monkeypatch, DIGITS, "--out", tmp_path, "--device", "cpu", "--set", *settings)
+    first = json.loads((tmp_path / "metrics.json").read_text())["results"]
+    for name in ("metrics.json", "results.json"):
+        (tmp_path / name).unlink()
+    train(monkeypatch, DIGITS, "--out", tmp_path, "--device", "cpu", "--resume", "--set", *settings)
+    again = json.loads((tmp_path / "metrics.json").read_text())["results"]
+    assert {name: again[name] for name in ("converted", "trained")} == {name: first[name] for name in ("converted", "trained")}
+
+
+def test_runs_share_an_ann_unless_their_images_or_its_training_differ():
+    def ann_of(*paths):
+        return ann_identity(identity_of(load_config([EVIDENCE, *paths])))
+
+    shared = ann_of()
+    for path in [*PEERS, *CONFIGS.glob("ablations/*.yaml")]:
+        own = load_config([EVIDENCE, path])
+        assert (ann_of(path) == shared) == (own.encoder != "dct" and own.ann.epochs > 0)
+    assert ann_of(CONFIGS / "ablations" / "dct.yaml") == shared | {"encoder": "dct"}
 
 
 def test_the_rows_of_the_paper_are_there():
