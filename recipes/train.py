@@ -67,6 +67,8 @@ ANN_SETTINGS = (
 """What the ANN depends on: runs that agree in them can share it."""
 SAME_NUMBERS = ("cuda_graph",)
 """Settings that a run may change when it goes on."""
+LATER = {"neuron": "lif"}
+"""Settings that there were not always, and what stood in their place: runs from before go on."""
 PIECES = "pieces.json"
 """Where a run says on what machine each of its pieces ran."""
 EXPECTED = (
@@ -329,8 +331,8 @@ def identity_of(config: Config) -> dict[str, Any]:
 
 
 def identity_of_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Leave out of a config's settings those that change no number."""
-    return {name: value for name, value in settings.items() if name not in SAME_NUMBERS}
+    """Leave out of a config's settings those that change no number, or nothing of what was always so."""
+    return {name: value for name, value in settings.items() if name not in SAME_NUMBERS and LATER.get(name) != value}
 
 
 def make_fabric(device: str, config: Config) -> Fabric:

@@ -207,6 +207,11 @@ def test_runs_share_an_ann_unless_their_images_or_its_training_differ():
     assert ann_of(CONFIGS / "ablations" / "dct.yaml") == shared | {"encoder": "dct"}
 
 
+def test_runs_from_before_there_were_other_neurons_go_on():
+    assert "neuron" not in identity_of(load_config([DIGITS]))
+    assert identity_of(load_config([EVIDENCE, CONFIGS / "peers" / "kim2020.yaml"]))["neuron"] == "bntt"
+
+
 def test_the_rows_of_the_paper_are_there():
     paper = {path.stem: load_config([path]) for path in CONFIGS.glob("*.yaml")}
     for name in ("cifar10_vgg6", "cifar10_vgg9", "cifar10_vgg11", "cifar10_vgg16", "cifar100_vgg16"):
