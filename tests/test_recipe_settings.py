@@ -14,6 +14,7 @@ EVIDENCE = CONFIGS / "evidence.yaml"
 FEW = ["conversion_images=0", "validation=40", "test_images=40"]
 PEERS = sorted(CONFIGS.glob("peers/*.yaml"))
 
+
 def test_settings_are_read_typed_and_layered(tmp_path):
     (tmp_path / "base.yaml").write_text("width: 0.5\nsnn: {lr: 1e-4, epochs: 3}\n")
     (tmp_path / "run.yaml").write_text("base: base.yaml\nT: 3\n")
