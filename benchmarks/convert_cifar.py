@@ -3,7 +3,8 @@
     python recipes/train.py recipes/configs/cifar10_resnet_small.yaml --data-root data --out runs/resnet
     python benchmarks/convert_cifar.py runs/resnet --data-root data [--images 1000] [--json FILE]
 
-Both take their thresholds from the same training images, and are measured on the first test images, at T = 8, 32 and 200.
+All take their thresholds from the same training images: from currents of as many steps as the run took, from the ANN's own
+activations, and as ann2snn has it. They are measured on the first test images, at T = 8, 32 and 200.
 """
 
 import argparse
@@ -16,16 +17,13 @@ from convert_digits import accuracy, of_many_spikes
 from machine import provenance
 from trained import EXPECTED, trained_ann
 
-from onespike.conversion import calibrate_thresholds
-
 
 def measure(run: Path, data_root: Path, images: int) -> dict[str, float]:
     """Return accuracies, in percent, by what was converted how."""
     ann, config, data, _ = trained_ann(run, data_root, [])
     calibration, _ = data.train.plain(slice(0, config.calibration_images))
     x, y = data.test.plain(slice(0, images))
-    thresholds = calibrate_thresholds(ann, calibration, percentile=config.percentile, timesteps=config.calibration_T)
-    return {"ANN": accuracy(ann, x, y), **of_many_spikes(ann, calibration, thresholds, x, y)}
+    return {"ANN": accuracy(ann, x, y), **of_many_spikes(ann, calibration, x, y, config.calibration_T)}
 
 
 def main() -> None:

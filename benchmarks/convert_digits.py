@@ -103,14 +103,16 @@ def of_ann2snn(ann: nn.Module, images: Tensor, steps: int) -> Any:
     return scores
 
 
-def of_many_spikes(ann: nn.Module, images: Tensor, thresholds: dict[str, float], x: Tensor, y: Tensor) -> dict[str, float]:
+def of_many_spikes(ann: nn.Module, images: Tensor, x: Tensor, y: Tensor, timesteps: int) -> dict[str, float]:
     """Return the accuracies of plain conversions, the image at every step and any number of spikes, ours and ann2snn's."""
+    simulated = calibrate_thresholds(ann, images, timesteps=timesteps)
+    of_activations = calibrate_thresholds(ann, images, percentile=99.9, timesteps=None)
     found = {}
     for steps in STEPS:
-        network = convert(
-            ann, images[:1], thresholds=thresholds, threshold_scale=1.0, encoder=DirectEncoder(steps), neuron=many
-        ).eval()
-        found[f"onespike, T = {steps}"] = accuracy(lambda batch, network=network: network(batch).potential, x, y)
+        for name, thresholds in (("simulated", simulated), ("of activations", of_activations)):
+            encoder = DirectEncoder(steps)
+            network = convert(ann, images[:1], thresholds=thresholds, threshold_scale=1.0, encoder=encoder, neuron=many).eval()
+            found[f"thresholds {name}, T = {steps}"] = accuracy(lambda batch, net=network: net(batch).potential, x, y)
         found[f"ann2snn, T = {steps}"] = accuracy(of_ann2snn(ann, images, steps), x, y)
     return found
 
@@ -124,7 +126,7 @@ def measure(make: Any, seed: int, x: Tensor, y: Tensor) -> dict[str, float]:
     found = {"ANN": accuracy(ann, *test)}
     images = x[:CALIBRATED]
     thresholds = calibrate_thresholds(ann, images, timesteps=100)
-    found |= of_many_spikes(ann, images, thresholds, *test)
+    found |= of_many_spikes(ann, images, *test, timesteps=100)
     with torch.no_grad():
         logits = ann(x[:TRAINED])
     for name, train in (

@@ -6,6 +6,7 @@ import re
 import sys
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -141,6 +142,35 @@ def test_random_graphs_equal_a_plain_simulation_to_the_bit(plan, seed, powers, s
     for _ in range(STEPS):
         stepped = network(images)
     assert torch.equal(stepped.potential.double() * unit, expected.sum(0))
+
+
+@settings(deadline=None, max_examples=40, phases=(Phase.explicit, Phase.generate))
+@given(
+    plan=st.lists(OPERATIONS, min_size=1, max_size=7),
+    seed=st.integers(0, 1000),
+    percentile=st.sampled_from([90.0, 99.7, 100.0]),
+    batch_size=st.sampled_from([2, 5]),
+)
+def test_without_steps_a_spike_stands_for_the_percentile_of_the_anns_activations(plan, seed, percentile, batch_size):
+    ann = Drawn([("conv", 0, 0), *plan], seed).eval()
+    images = torch.rand(5, CHANNELS, 4, 4, generator=torch.Generator().manual_seed(seed))
+    currents = {}
+
+    def relu(i, current):
+        currents[f"relus.{i}"] = current
+        return current.relu()
+
+    with torch.no_grad():
+        ann.run(images, relu, lambda i, v: F.max_pool2d(v, 3, 1, 1))
+    expected = {name: np.percentile(value.numpy(), percentile, method="nearest") for name, value in currents.items()}
+    try:
+        thresholds = calibrate_thresholds(ann, images, percentile=percentile, timesteps=None, batch_size=batch_size)
+    except ConversionError as error:
+        assert any(name in str(error) and value <= 0 for name, value in expected.items())
+        return
+    network = convert(ann, images, thresholds=thresholds, encoder=DirectEncoder(STEPS))
+    found = {layer.name: layer.unit for layer in network.layers if layer.kind == "neuron"}
+    assert found == {name: pytest.approx(expected[name], rel=1e-4) for name in found}
 
 
 def windows_of(size, kernel, stride, padding, dilation):

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onespike.conversion.assemble import Assembly
@@ -37,7 +38,7 @@ class SilentLayerError(ConversionError):
 
 @torch.no_grad()
 def calibrate_thresholds(
-    ann: nn.Module, images: Tensor, *, percentile: float = 99.7, timesteps: int = 200, batch_size: int = 128
+    ann: nn.Module, images: Tensor, *, percentile: float = 99.7, timesteps: int | None = 200, batch_size: int = 128
 ) -> dict[str, float]:
     """Find each hidden layer's firing threshold: a percentile of its input current, layer by layer.
 
@@ -55,7 +56,9 @@ def calibrate_thresholds(
         ann: as `convert` takes it; used in eval mode, left unchanged.
         images: training images, [N, *], as the ANN takes them; the paper uses 512.
         percentile: in (0, 100].
-        timesteps: number of steps to simulate; the paper uses 200.
+        timesteps: number of steps to simulate; the paper uses 200. None simulates none: it takes the percentile of the ANN's
+            own activations, to which currents settle over many steps. Single steps' currents, which come in whole spikes, are
+            higher, and so are thresholds by them: to follow the ANN takes more steps then.
         batch_size: images at a time; changes memory, not the result.
 
     Returns:
@@ -71,21 +74,21 @@ def calibrate_thresholds(
         raise ValueError(f"images must hold at least one image, got shape {tuple(images.shape)}")
     if not 0 < percentile <= 100:
         raise ValueError(f"percentile must be in (0, 100], got {percentile}")
-    timesteps = check_T(timesteps, name="timesteps")
+    timesteps = None if timesteps is None else check_T(timesteps, name="timesteps")
     batch_size = check_T(batch_size, name="batch_size")
     simulation = Simulation(plan, images, percentile, timesteps, batch_size)
     return Assembly(plan, images, simulation.threshold).thresholds
 
 
 class Simulation:
-    """The spikes of the layers so far, over all steps and images, as long as a layer behind needs them.
+    """The spikes of the layers so far, over all steps and images, as long as a layer behind needs them; without steps, rates.
 
     Args:
         plan, images, percentile, timesteps, batch_size: see `calibrate_thresholds`.
     """
 
-    def __init__(self, plan: Plan, images: Tensor, percentile: float, timesteps: int, batch_size: int) -> None:
-        self.percentile, self.timesteps = percentile, timesteps
+    def __init__(self, plan: Plan, images: Tensor, percentile: float, timesteps: int | None, batch_size: int) -> None:
+        self.percentile, self.timesteps, self.rates = percentile, timesteps or 1, timesteps is None
         device = plan.device
         self.backend = "torch" if device.type == "cpu" else "auto"  # compiling takes longer than a CPU's calibration
         self.spikes: dict[str, list[Source]] = {INPUT: [batch.to(device) for batch in images.split(batch_size)]}
@@ -101,7 +104,7 @@ class Simulation:
                 "the layer is silent on these images"
             )
         fire = partial(single_spike_lif, leak=1.0, v_threshold=highest, single_spike=False, backend=self.backend)
-        self.run(neuron, stage, fire)
+        self.run(neuron, stage, partial(rate_of, v_threshold=highest) if self.rates else fire)
         return highest
 
     def stage(self, assembly: Assembly, target: Layer) -> "Stage":
@@ -112,7 +115,8 @@ class Simulation:
             if layer.name not in wanted:
                 continue
             if layer.kind == MAX_POOL and layer.name not in self.spikes:
-                self.run(layer, self.stage(assembly, layer), partial(spike_max_pool, **layer.arguments))
+                pool = pool_of_rates if self.rates else spike_max_pool
+                self.run(layer, self.stage(assembly, layer), partial(pool, **layer.arguments))
             if layer.name in self.spikes:
                 sources.add(layer.name)
             else:
@@ -126,11 +130,21 @@ class Simulation:
         """Keep the spikes of a layer, if they are needed, and let go of those that were needed for them alone."""
         done = [name for name in stage.sources if self.waiting[name] == {layer.name}]
         if self.waiting[layer.name]:
-            self.spikes[layer.name] = stage.fire(fire, done)
+            self.spikes[layer.name] = stage.fire(fire, done, bits=not self.rates)
         for name in stage.sources:
             self.waiting[name].discard(layer.name)
         for name in done:
             del self.spikes[name]
+
+
+def rate_of(x_seq: Tensor, state: None, v_threshold: float) -> tuple[Tensor, None]:
+    """Return the rate to which neurons settle on currents [1, N, *], in spikes a step, however many that are."""
+    return x_seq.clamp_min(0) / v_threshold, state
+
+
+def pool_of_rates(x_seq: Tensor, state: None, **arguments: Any) -> tuple[Tensor, None]:
+    """Return the largest rate of each window, of rates [1, N, C, H, W]."""
+    return F.max_pool2d(x_seq[0], **arguments)[None], state
 
 
 def listeners(layers: Sequence[Layer]) -> dict[str, set[str]]:
@@ -191,15 +205,19 @@ class Stage:
                     self.kept[step, batch] = current
         return highest
 
-    def fire(self, run: Spiking, done: Sequence[str]) -> list[Source]:
-        """Run neurons or a pool on the currents and return their spikes by batch, and let go of sources that are done with."""
+    def fire(self, run: Spiking, done: Sequence[str], *, bits: bool) -> list[Source]:
+        """Run neurons or a pool on the currents and return their spikes by batch, and let go of sources that are done with.
+
+        Without `bits` the last step is returned as it is.
+        """
         found: list[Source] = []
         for batch in range(self.batches):
             spikes, state = SpikeBits(), None
             for start in range(0, self.timesteps, STEPS):
                 s_seq, state = run(self.currents(range(start, min(start + STEPS, self.timesteps)), batch), state=state)
-                spikes.append(s_seq)
-            found.append(spikes)
+                if bits:
+                    spikes.append(s_seq)
+            found.append(spikes if bits else s_seq[-1])
             for name in done:
                 self.sources[name][batch] = None
             self.kept = {place: current for place, current in self.kept.items() if place[1] != batch}
