@@ -22,10 +22,11 @@ MOVES = (nn.Flatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, layer
 
 @dataclass
 class Layer:
-    """What was counted in one spiking layer, over all images."""
+    """What was counted in one spiking layer, over all images; `updates` are its neurons times the steps that they saw."""
 
     neurons: int = 0
     spikes: Tensor | float = 0.0
+    updates: int = 0
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Synapses:
 
     Attributes:
         macs: MACs of one dense pass for one image (Table III); 0 on a shortcut.
+        dense: the same, borders left out.
         sources: the spiking layers (or maximum pools) that feed it; none for a layer that sees the encoded image.
         target: the spiking layer that it feeds; None for the output layer.
         spikes: input spikes over all images; pixel spikes for the first layer.
@@ -46,6 +48,7 @@ class Synapses:
     """
 
     macs: int = 0
+    dense: float = 0.0
     sources: tuple[str, ...] = ()
     target: str | None = None
     spikes: Tensor | float = 0.0
@@ -192,6 +195,12 @@ class SpikingActivity:
         return {name: layer.neurons for name, layer in self.layers.items()}
 
     @property
+    def steps(self) -> float:
+        """Time steps that each neuron saw of an image."""
+        self._check_ran()
+        return sum(layer.updates for layer in self.layers.values()) / (sum(self.neurons.values()) * self.images)
+
+    @property
     def mean(self) -> float:
         """Spikes per neuron and image over all spiking layers."""
         self._check_ran()
@@ -267,6 +276,7 @@ class SpikingActivity:
     def _through_neurons(self, name: str, module: nn.Module, flow: Flow, output: Tensor) -> Spikes:
         seen = self.layers[name]
         seen.spikes = seen.spikes + output.sum(dtype=torch.float64)
+        seen.updates += output.numel()
         seen.neurons = prod(output.shape[2:] if module.step_mode == "m" else output.shape[1:])
         for weights in flow.weights if isinstance(flow, Current) else ():
             self.synapses[weights].target = name
@@ -325,6 +335,8 @@ class SpikingActivity:
                 )
         synapses.positions = prod(x_seq.shape[2:])
         synapses.macs = macs_of(module, prod(y_seq.shape[2:]))
+        if not synapses.dense and x_seq.shape[1]:
+            synapses.dense = self._events(module, torch.ones_like(x_seq[0, :1])).item()
         if isinstance(module.bias, Tensor):
             of_one = torch.count_nonzero(module.bias) * (y_seq[0].numel() // len(module.bias))
             synapses.bias_events = synapses.bias_events + len(y_seq) * of_one.double()
