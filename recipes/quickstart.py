@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 import onespike
 from cifar.checkpoint import CheckpointError, require_space
+from cifar.counts import counts_of, spike_time_counts, spike_times
 from cifar.figures import write_figures
 from cifar.folder import keeping, owned, write_json
 from cifar.memory import keep_freed_memory
@@ -33,12 +34,10 @@ from cifar.termination import Termination
 from onespike import plots
 from onespike.conversion import SpikingNetwork, calibrate_thresholds, convert
 from onespike.functional import predict
-from onespike.metrics import SpikingActivity, energy
+from onespike.metrics import SpikingActivity
 from onespike.spikingjelly import DirectEncoder, HybridCrossEntropyLoss, HybridEncoder, SingleSpikeLIFNode, project_net
 
 RULES = ("potential", "combined", "time")
-ACCOUNTINGS = ("paper", "input", "events")
-TECHNOLOGIES = ("int32_45nm", "fp32_45nm")
 SPACE = 2 * 2**20
 """Bytes that the results take, at most."""
 Split = tuple[Tensor, Tensor]
@@ -153,9 +152,8 @@ def evaluate(network: SpikingNetwork, test: Split) -> dict[str, Any]:
     return {
         "accuracy": {rule: percent(predict(readout, rule) == y) for rule in RULES},
         "accuracy_at_step": [percent(v.argmax(1) == y) for v in x_seq.cumsum(0)],
-        "spikes_per_neuron": activity.mean,
-        "activity": activity.zeta,
-        "energy": {t: {a: asdict(energy(activity, accounting=a, technology=t)) for a in ACCOUNTINGS} for t in TECHNOLOGIES},
+        "spike_times": spike_time_counts(spike_times(readout.spike_time, y, network.T)),
+        **counts_of(network, activity),
     }
 
 

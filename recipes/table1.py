@@ -109,7 +109,8 @@ def fill_rows(rows: list[Row], imported: dict[str, Networks], arguments: argpars
     finished = [row.out for row in rows if (row.out / "metrics.json").exists()]
     if finished:
         runs = report.read_runs(finished)
-        text = "\n".join([*report.accuracy_table(runs), "", *report.provenance_lines(runs), ""])
+        table, sources = report.accuracy_table(runs.rows).markdown(), report.provenance_lines(runs.rows)
+        text = "\n".join([*report.unread_lines(runs), *table, "", *sources, ""])
         write_atomically(arguments.out / "table1.md", text.encode())
         say(text)
     if failures:
@@ -356,4 +357,4 @@ def positive(text: str) -> float:
 
 
 if __name__ == "__main__":
-    conclude(main, Table1Error, PieceError, report.ReportError, *train.EXPECTED, lost="--resume goes on from there")
+    conclude(main, Table1Error, PieceError, *train.EXPECTED, lost="--resume goes on from there")

@@ -41,6 +41,18 @@ def test_quickstart_writes_what_it_says(tmp_path):
     for name in ("raster", "membrane", "spike_times", "activity", "energy", "training"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
+    result = run(RECIPES / "report.py", tmp_path, "--out", tmp_path / "report")
+    assert result.returncode == 0, result.stderr
+    assert "Not in this report" not in result.stdout
+    line = next(line for line in result.stdout.splitlines() if ": hybrid input, one spike, T = 5 | 1 |" in line)
+    assert line.startswith("| Quickstart CNN, digits: ")
+    assert f"| {trained['accuracy']['potential']:.2f} |" in line
+    assert line.endswith(f"| {trained['spikes_per_neuron']:.3f} |  |")
+    assert "| Quickstart CNN, digits: image, then zeros, one spike, T = 5 | 1 |" in result.stdout
+    figures = {path.name.split("-digits")[0] for path in (tmp_path / "report").glob("*.png")}
+    assert figures == {"activity", "spikes", "energy", "operations", "accuracy", "read", "spike-times"}
+    assert (tmp_path / "report" / "report.html").exists()
+
 
 def test_events_writes_what_it_says(tmp_path):
     runs = [run(RECIPES / "events.py", "--epochs", 1, "--seed", 3, "--out", tmp_path / name) for name in "ab"]

@@ -5,7 +5,6 @@ import io
 import json
 import platform
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from cifar.config import Config
+from cifar.counts import counts_of, spike_time_counts, spike_times
 from cifar.data import CLASSES, STATISTICS, Split
 from cifar.figures import write_figures
 from cifar.output import say
@@ -25,8 +25,7 @@ from onespike.conversion.storage import write_atomically
 from onespike.functional import Readout, predict
 from onespike.functional.readout import RULES
 from onespike.machine import commit, processor, versions
-from onespike.metrics import SpikingActivity, energy
-from onespike.metrics.energy import ACCOUNTINGS, TECHNOLOGIES
+from onespike.metrics import SpikingActivity
 
 MODULES = ("onespike", "torch", "torchvision", "spikingjelly", "lightning_fabric", "triton", "cupy")
 SHOWN_IMAGES = 500
@@ -34,10 +33,11 @@ SHOWN_IMAGES = 500
 
 @torch.no_grad()
 def evaluate(network: SpikingNetwork, test: Split, fabric: Fabric, activity_images: int) -> dict[str, Any]:
-    """Measure accuracy by rule and by step over all test images, spikes and energy over the first `activity_images`."""
+    """Measure accuracy and spike times over all test images, spikes and energy over the first `activity_images`."""
     network.eval()
     torch.manual_seed(seed_of("evaluation"))  # encoders may draw
     hits = torch.zeros(len(RULES) + network.T, device=fabric.device, dtype=torch.float64)
+    times = torch.zeros(2, network.T, device=fabric.device, dtype=torch.float64)
     size = evaluation_batch(network, fabric.device)
     for first in range(fabric.global_rank * size, len(test), fabric.world_size * size):
         x, y = test.plain(slice(first, first + size))
@@ -45,15 +45,13 @@ def evaluate(network: SpikingNetwork, test: Split, fabric: Fabric, activity_imag
         readout = network.readout(currents)
         guesses = [predict(readout, rule) for rule in RULES] + list(currents.cumsum(0).argmax(2))
         hits += torch.stack([(guess == y).sum() for guess in guesses])
+        times += spike_times(readout.spike_time, y, network.T)
     shares = (100 * fabric.all_reduce(hits, reduce_op="sum") / len(test)).tolist()
-    activity = watch(network, test, activity_images)
     return {
         "accuracy": dict(zip(RULES, shares, strict=False)),
         "accuracy_at_step": shares[len(RULES) :],
-        "spikes_per_neuron": activity.mean,
-        "flop_weighted_spikes_per_neuron": activity.flop_weighted_mean,
-        "activity": activity.zeta,
-        "energy": {t: {a: asdict(energy(activity, accounting=a, technology=t)) for a in ACCOUNTINGS} for t in TECHNOLOGIES},
+        "spike_times": spike_time_counts(fabric.all_reduce(times, reduce_op="sum")),
+        **counts_of(network, watch(network, test, activity_images)),
     }
 
 

@@ -71,8 +71,8 @@ def quantised_baseline(activity: SpikingActivity, *, memory: str = "sram_32KB", 
         SNN:  analogue MACs * (w + b) + accumulates * (w + 2 p) + 2 p * neurons * T + 2 p * spikes
         E_multiply = 3.1 pJ * w * b / 32^2,   E_add = 0.1 pJ, in accumulators of 32 bits
 
-    MACs and accumulates are exact events, borders left out. The ANN's zeros are not skipped, which is kind to the spiking
-    network; that a single-spike network says less in T steps than T + 1 counts would is not kind to it.
+    MACs and accumulates are exact events, borders left out. That k spikes of an average pool are k accumulates, where the ANN
+    has one MAC, weighs against the spiking network; that the ANN's zeros are not skipped weighs for it.
 
     Args:
         activity: a monitor that has seen images.
