@@ -13,14 +13,14 @@ from pathlib import Path
 from cifar.checkpoint import CheckpointError
 from cifar.folder import keeping
 from cifar.output import conclude, say
-from cifar.report.figures import figures_of, write_all
+from cifar.report.drawing import write_all
 from cifar.report.page import csvs, html, markdown, sections_of, unread_lines
-from cifar.report.rows import Row, Runs
+from cifar.report.rows import Runs
 from cifar.report.rows import read_runs as read
 from cifar.report.tables import accuracy_table, provenance_lines
 from onespike.conversion.storage import write_atomically
 
-__all__ = ["accuracy_table", "csvs", "draw", "markdown", "provenance_lines", "read_runs", "unread_lines"]
+__all__ = ["accuracy_table", "csvs", "markdown", "provenance_lines", "read_runs", "unread_lines"]
 
 
 class ReportError(ValueError):
@@ -30,11 +30,6 @@ class ReportError(ValueError):
 def read_runs(runs: list[Path]) -> Runs:
     """Read finished runs; each alone has to bear every table and figure, or else it becomes a line."""
     return read(runs, lambda rows: (sections_of(Runs(rows)), csvs(Runs(rows)), provenance_lines(rows)))
-
-
-def draw(folder: Path, rows: list[Row]) -> None:
-    """Write the figures of the rows of one setting."""
-    write_all(folder, figures_of(rows))
 
 
 def main() -> None:
@@ -50,8 +45,8 @@ def main() -> None:
         with keeping(out / "report.md"):
             for name, content in csvs(runs).items():
                 write_atomically(out / name, content.encode())
-            for rows in runs.of_setting().values():
-                draw(out, rows)
+            for section in sections_of(runs):
+                write_all(out, section.figures)
             write_atomically(out / "report.html", html(runs, out).encode())
     finally:
         say(text)

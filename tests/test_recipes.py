@@ -50,7 +50,7 @@ def test_quickstart_writes_what_it_says(tmp_path):
     assert line.endswith(f"| {trained['spikes_per_neuron']:.3f} |  |")
     assert "| Quickstart CNN, digits: image, then zeros, one spike, T = 5 | 1 |" in result.stdout
     figures = {path.name.split("-digits")[0] for path in (tmp_path / "report").glob("*.png")}
-    assert figures == {"activity", "spikes", "energy", "operations", "accuracy", "read", "spike-times"}
+    assert figures == {"activity", "spikes", "energy", "operations", "networks", "accuracy", "read", "spike-times"}
     assert (tmp_path / "report" / "report.html").exists()
 
 

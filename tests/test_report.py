@@ -17,7 +17,7 @@ import report as script
 
 RECORDED = RECIPES.parent / "benchmarks" / "results" / "recipes"
 STEPS = [*SHORT, "conversion_images=20", "ann.max_steps=2", "snn.max_steps=2"]
-FIGURES = ("activity", "spikes", "energy", "operations", "accuracy", "read", "spike-times")
+FIGURES = ("activity", "spikes", "energy", "operations", "networks", "accuracy", "read", "spike-times")
 TABLES = ("table1", "table2", "steps", "energy", "data-movement", "neurobench")
 
 
@@ -127,7 +127,7 @@ def test_what_is_no_run_becomes_a_line(made):
 
 def test_what_was_not_run_is_shown_as_such(made):
     text = (made / "report.md").read_text()
-    assert "| (a) poisson, any number of spikes | not run |  |  |  | 94.8 |" in text
+    assert "| (a) Poisson input, any number of spikes | not run |  |  |  | 94.8 |" in text
     assert "| Sengupta et al. 2019 | conversion | rate | VGG-16, CIFAR-10 | 91.55 | 2500 | not run |  |  |  |" in text
     direct = metrics_of("cifar10_vgg6_small-direct-seed1")["results"]["trained"]
     ours = [metrics_of(f"cifar10_vgg6_small-seed{s}")["results"]["trained"]["spikes_per_neuron"] for s in range(3)]
@@ -199,19 +199,21 @@ def test_rows_are_named_by_what_tells_them_apart(tmp_path):
     assert not found.unread
     assert {row.setting for row in found.rows} == {"VGG-6 at 0.25 of its width, CIFAR-10"}
     assert [row.variant for row in found.rows] == [
-        "hybrid input, one spike, cifar10_vgg6_small (1), T = 5",
+        "hybrid input, one spike, T = 5",
         "hybrid input, one spike, leak fixed, T = 5",
         "hybrid input, one spike, threshold scale 0.4, no time loss, T = 5",
         "hybrid input, one spike, snn.lr 0.25, T = 5",
-        "hybrid input, one spike, cifar10_vgg6_small, T = 5",
+        "hybrid input, one spike, settings of cifar10_vgg6_small, T = 5",
         "Poisson input, batch norm at each step, T = 5",
         "phase-coded input, weighted spikes, conversion alone, T = 5",
         "direct input, any number of spikes, from scratch, T = 5",
-        "hybrid input, one spike, cifar10_vgg6_small (2), T = 5",
+        "hybrid input, one spike, settings of cifar10_vgg6_small (2), T = 5",
     ]
     assert len({row.name for row in found.rows}) == len(found.rows)
     assert len(found.rows[0].results) == 2
-    assert script.markdown(found)
+    text = script.markdown(found)
+    assert "Fig. 4: spikes against time steps" in text
+    assert "Not run: (a), (b), (c), (d), (e). Shown: 1 of 9 networks; the others are in the CSV." in text
 
 
 def test_the_papers_row_stands_beside_the_papers_network_alone(tmp_path):

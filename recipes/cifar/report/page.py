@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from cifar.report.figures import Figure, figures_of
+from cifar.report.dots import energy_figure, networks_figure, operations_figure
+from cifar.report.drawing import Figure
+from cifar.report.lines import accuracy_figure, activity_figure, spike_figure, step_figure, time_figure
 from cifar.report.rows import Runs
 from cifar.report.tables import Table, layer_table, provenance_lines, tables_of, variant_table
 
@@ -29,6 +31,18 @@ PAGE = """<!doctype html>
 """
 
 
+FIGURES = (
+    activity_figure,
+    spike_figure,
+    energy_figure,
+    operations_figure,
+    networks_figure,
+    accuracy_figure,
+    step_figure,
+    time_figure,
+)
+
+
 @dataclass(frozen=True)
 class Section:
     """Tables and figures under one heading."""
@@ -42,7 +56,7 @@ def sections_of(runs: Runs) -> list[Section]:
     """Lay out the tables over all rows, and the tables and figures of each setting."""
     found = [Section("All runs", tables_of(runs), [])] if runs.rows else []
     for setting, rows in runs.of_setting().items():
-        found.append(Section(setting, [variant_table(rows), layer_table(rows)], figures_of(rows)))
+        found.append(Section(setting, [variant_table(rows), layer_table(rows)], [maker(rows) for maker in FIGURES]))
     return found
 
 

@@ -73,9 +73,13 @@ class Row:
         """What is particular about it, but for T."""
         config = self.config
         spikes = NEURONS.get(config.get("neuron", "lif"), "one spike" if config["single_spike"] else "any number of spikes")
-        stages = {stage: config[stage]["epochs"] for stage in ("ann", "snn") if isinstance(config.get(stage), dict)}
-        how = "conversion alone" if stages.get("snn") == 0 else "from scratch" if stages.get("ann") == 0 else ""
-        return ", ".join(filter(None, [ENCODERS.get(config["encoder"], str(config["encoder"])), spikes, how, self.remark]))
+        return ", ".join(filter(None, [ENCODERS.get(config["encoder"], str(config["encoder"])), spikes, self.how, self.remark]))
+
+    @property
+    def how(self) -> str:
+        """How it came about, where it was not converted and then trained."""
+        epochs = {stage: self.config[stage]["epochs"] for stage in ("ann", "snn") if isinstance(self.config.get(stage), dict)}
+        return "conversion alone" if epochs.get("snn") == 0 else "from scratch" if epochs.get("ann") == 0 else ""
 
     @property
     def T(self) -> int:
@@ -95,7 +99,7 @@ class Row:
     @property
     def letter(self) -> str:
         """Which network of Fig. 4 it is; empty for another."""
-        if self.remark or self.config.get("neuron", "lif") != "lif":
+        if self.remark or self.how or self.config.get("neuron", "lif") != "lif":
             return ""
         own = (self.config["encoder"], self.config["single_spike"])
         return next((letter for letter, (*variant, _) in VARIANTS.items() if own == tuple(variant)), "")
@@ -268,15 +272,17 @@ def tell_apart(rows: list[Row]) -> None:
         usual = {key: Counter(own[key] for own in settings).most_common(1)[0][0] for key in shared}
         for row, own in zip(alike, settings, strict=True):
             row.remark = remark(row, {key: json.loads(own[key]) for key in own if key in shared and own[key] != usual[key]})
-    for name, count in Counter(row.name for row in rows).items():
-        for position, row in enumerate([row for row in rows if row.name == name] if count > 1 else [], 1):
-            row.remark = ", ".join(filter(None, [row.remark, f"{row.run} ({position})"]))
+    seen: Counter[str] = Counter()
+    for row in rows:
+        seen[row.name] += 1
+        if seen[row.name] > 1:  # by settings that not every version of the recipe has
+            row.remark = ", ".join(filter(None, [row.remark, f"settings of {row.run} ({seen[row.name]})"]))
 
 
 def remark(row: Row, differing: dict[str, Any]) -> str:
     """Say in what a row differs; where that is much, by its run's name."""
     if len(differing) > 3:
-        return row.run
+        return f"settings of {row.run}"
     texts = []
     for key, value in differing.items():
         known = SWITCHES.get((key, value)) if isinstance(value, str | bool) else None

@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from cifar.report.paper import CEILING, ENERGY, NETWORK, PEERS, TABLE1, VARIANTS
-from cifar.report.rows import DATA, Row, Runs, numbers
+from cifar.report.rows import DATA, ENCODERS, Row, Runs, numbers
 from onespike.metrics.baseline import PUBLISHED_LIMIT
 from onespike.metrics.energy import ACCOUNTINGS, TECHNOLOGIES
 
@@ -38,9 +38,15 @@ class Seeds:
         if not self.values:
             return "not recorded"
         shown = [f"{value:.{self.digits}f}" for value in (mean(self.values), min(self.values), max(self.values))]
-        n = len(self.values)
-        half = f" ± {STUDENT.get(n, 2.0) * stdev(self.values) / sqrt(n):.{self.digits}f}" if n > 2 else ""
-        return shown[0] + half + (f" ({shown[1]} to {shown[2]})" if n > 1 else "") + self.unit
+        half = half_width(self.values)
+        interval = f" ± {half:.{self.digits}f}" if half is not None else ""
+        return shown[0] + interval + (f" ({shown[1]} to {shown[2]})" if len(self.values) > 1 else "") + self.unit
+
+
+def half_width(values: list[float]) -> float | None:
+    """Return half the 95 % confidence interval of the mean of three seeds and more, by Student's t."""
+    n = len(values)
+    return STUDENT.get(n, 2.0) * stdev(values) / sqrt(n) if n > 2 else None
 
 
 Cell = str | int | float | Seeds | None
@@ -159,7 +165,7 @@ def variant_table(rows: list[Row]) -> Table:
         found = [row for row in rows if row.letter == letter]
         if not found:
             spikes = "one spike" if single_spike else "any number of spikes"
-            table.rows.append([f"({letter}) {encoder}, {spikes}", ABSENT, None, None, None, of_paper])
+            table.rows.append([f"({letter}) {ENCODERS[encoder]}, {spikes}", ABSENT, None, None, None, of_paper])
         for row in sorted(found, key=lambda row: row.T):
             spikes = row.trained(spikes_of)
             ratio = f"{mean(spikes) / least[0]:.2f}" if least and least[0] else None
