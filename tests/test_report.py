@@ -213,7 +213,7 @@ def test_rows_are_named_by_what_tells_them_apart(tmp_path):
     assert len(found.rows[0].results) == 2
     text = script.markdown(found)
     assert "Fig. 4: spikes against time steps" in text
-    assert "Not run: (a), (b), (c), (d), (e). Shown: 1 of 9 networks; the others are in the CSV." in text
+    assert "Not run: (a), (b), (c), (d), (e). Shown: 8 of 9 networks; the others are in the CSV." in text
 
 
 def test_the_papers_row_stands_beside_the_papers_network_alone(tmp_path):

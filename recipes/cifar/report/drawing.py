@@ -77,14 +77,15 @@ def styles(rows: list[Row], drawn: list[Row]) -> Callable[[Row], dict[str, Any]]
 
 
 def chosen(rows: list[Row], most: int) -> list[Row]:
-    """Return the rows that a figure for so many can show: where there are more, Fig. 4's networks about T = 5, (f) first."""
+    """Return the rows that a figure for so many can show: where there are more, Fig. 4's networks about T = 5 before others."""
     if len(rows) <= most:
         return rows
     nearest: dict[str, Row] = {}
     for row in sorted(rows, key=lambda row: abs(row.T - 5)):
         if row.letter:
             nearest.setdefault(row.letter, row)
-    return [nearest[letter] for letter in sorted(nearest, reverse=True)][:most] or rows[:most]
+    others = sorted((row for row in rows if not row.letter), key=lambda row: bool(row.remark or row.how))
+    return [*(nearest[letter] for letter in sorted(nearest, reverse=True)), *others][:most]
 
 
 def shown(count: int, rows: list[Row]) -> str:

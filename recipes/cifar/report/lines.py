@@ -33,13 +33,13 @@ def activity_figure(rows: list[Row]) -> Figure:
 
 
 def spike_figure(rows: list[Row]) -> Figure:
-    """Fig. 4: spikes per neuron against time steps; where there are many rows, of the six networks alone."""
+    """Fig. 4: spikes per neuron against time steps, of the six networks at every T."""
     title = f"Fig. 4: spikes against time steps. {rows[0].setting}"
     table = Table(f"spikes-{rows[0].slug}", title, ["run", "network of Fig. 4", "T", "spikes per neuron", "accuracy, %"])
     for row in rows:
         accuracy = Seeds(row.trained(lambda t: t["accuracy"]["potential"]))
         table.rows.append([row.kind, row.letter, row.T, Seeds(row.trained(spikes_of), 3), accuracy])
-    drawn = rows if len(rows) <= MOST else [row for row in rows if row.letter] or rows[:MOST]
+    drawn = [row for row in rows if row.letter or row in chosen(rows, MOST)]
     style = styles(rows, drawn)
 
     def draw(ax: Any) -> None:
@@ -63,7 +63,7 @@ def spike_figure(rows: list[Row]) -> Figure:
 
 
 def accuracy_figure(rows: list[Row]) -> Figure:
-    """Accuracy against T; where there are many rows, of those kinds that Fig. 4 has or that were run at several T."""
+    """Accuracy against T, of the six networks and of what was run at several T."""
     title = f"Accuracy against time steps. {rows[0].setting}"
     table = Table(f"accuracy-{rows[0].slug}", title, ["run", "T", "accuracy, %", "ANN, %"])
     found = {id(row): row.trained(lambda t: t["accuracy"]["potential"]) for row in rows}
@@ -71,7 +71,7 @@ def accuracy_figure(rows: list[Row]) -> Figure:
         ann = Seeds([result["ann"]["accuracy"] for result in row.results])
         table.rows.append([row.kind, row.T, Seeds(found[id(row)]), ann])
     steps = {kind: {row.T for row in rows if row.kind == kind} for kind in dict.fromkeys(row.kind for row in rows)}
-    drawn = [row for row in rows if len(rows) <= MOST or row.letter or len(steps[row.kind]) > 1] or rows[:MOST]
+    drawn = [row for row in rows if row.letter or len(steps[row.kind]) > 1 or row in chosen(rows, MOST)]
     style = styles(rows, drawn)
 
     def draw(ax: Any) -> None:
