@@ -13,11 +13,11 @@ from pathlib import Path
 from cifar.checkpoint import CheckpointError
 from cifar.folder import keeping
 from cifar.output import conclude, say
-from cifar.report.drawing import write_all
-from cifar.report.page import csvs, html, markdown, sections_of, unread_lines
-from cifar.report.rows import Runs
-from cifar.report.rows import read_runs as read
-from cifar.report.tables import accuracy_table, provenance_lines
+from cifar.reporting.drawing import write_all
+from cifar.reporting.page import csvs, html, markdown, sections_of, unread_lines
+from cifar.reporting.rows import Runs
+from cifar.reporting.rows import read_runs as read
+from cifar.reporting.tables import accuracy_table, provenance_lines
 from onespike.conversion.storage import write_atomically
 
 __all__ = ["accuracy_table", "csvs", "markdown", "provenance_lines", "read_runs", "unread_lines"]

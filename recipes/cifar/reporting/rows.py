@@ -10,7 +10,7 @@ from typing import Any
 
 from cifar.checkpoint import CheckpointError
 from cifar.folder import parse
-from cifar.report.paper import PEERS, VARIANTS
+from cifar.reporting.paper import PEERS, VARIANTS
 from cifar.results import flat
 from onespike.metrics.energy import ACCOUNTINGS, TECHNOLOGIES
 from onespike.models.vgg import LAYERS

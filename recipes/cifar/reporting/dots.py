@@ -5,10 +5,10 @@ from typing import Any
 
 from matplotlib.ticker import FormatStrFormatter, NullFormatter
 
-from cifar.report.drawing import HOLLOW, LINE, MARKERS, Figure, lines_of, wrapped
-from cifar.report.paper import CEILING
-from cifar.report.rows import Row
-from cifar.report.tables import Seeds, Table, half_width, ratio, spikes_of
+from cifar.reporting.drawing import HOLLOW, LINE, MARKERS, Figure, lines_of, wrapped
+from cifar.reporting.paper import CEILING
+from cifar.reporting.rows import Row
+from cifar.reporting.tables import Seeds, Table, half_width, ratio, spikes_of
 from onespike.metrics.energy import ACCOUNTINGS, TECHNOLOGIES
 from onespike.plots import PALETTE
 

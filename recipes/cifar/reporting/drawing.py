@@ -10,8 +10,8 @@ from typing import Any
 from matplotlib.ticker import NullLocator
 
 from cifar.figures import plt, write_figure
-from cifar.report.rows import Row
-from cifar.report.tables import Table
+from cifar.reporting.rows import Row
+from cifar.reporting.tables import Table
 from onespike.plots import PALETTE
 
 WIDTH, HEIGHT = 4.6, 3.0

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from cifar.report.dots import energy_figure, networks_figure, operations_figure
-from cifar.report.drawing import Figure
-from cifar.report.lines import accuracy_figure, activity_figure, spike_figure, step_figure, time_figure
-from cifar.report.rows import Runs
-from cifar.report.tables import Table, layer_table, provenance_lines, tables_of, variant_table
+from cifar.reporting.dots import energy_figure, networks_figure, operations_figure
+from cifar.reporting.drawing import Figure
+from cifar.reporting.lines import accuracy_figure, activity_figure, spike_figure, step_figure, time_figure
+from cifar.reporting.rows import Runs
+from cifar.reporting.tables import Table, layer_table, provenance_lines, tables_of, variant_table
 
 TITLE = "Single-spike, hybrid-encoded SNNs: measured runs"
 STYLE = """

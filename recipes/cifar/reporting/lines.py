@@ -3,10 +3,10 @@
 from statistics import mean
 from typing import Any
 
-from cifar.report.drawing import HOLLOW, Figure, chosen, of_steps, shown, styles
-from cifar.report.paper import VARIANTS
-from cifar.report.rows import Row
-from cifar.report.tables import Seeds, Table, layer_table, spikes_of
+from cifar.reporting.drawing import HOLLOW, Figure, chosen, of_steps, shown, styles
+from cifar.reporting.paper import VARIANTS
+from cifar.reporting.rows import Row
+from cifar.reporting.tables import Seeds, Table, layer_table, spikes_of
 
 MOST = 8
 """Lines that can be told apart at a glance."""

@@ -7,8 +7,8 @@ from math import sqrt
 from statistics import mean, stdev
 from typing import Any
 
-from cifar.report.paper import CEILING, ENERGY, NETWORK, PEERS, TABLE1, VARIANTS
-from cifar.report.rows import DATA, ENCODERS, Row, Runs, numbers
+from cifar.reporting.paper import CEILING, ENERGY, NETWORK, PEERS, TABLE1, VARIANTS
+from cifar.reporting.rows import DATA, ENCODERS, Row, Runs, numbers
 from onespike.metrics.baseline import PUBLISHED_LIMIT
 from onespike.metrics.energy import ACCOUNTINGS, TECHNOLOGIES
 
