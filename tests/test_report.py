@@ -212,7 +212,10 @@ def test_rows_are_named_by_what_tells_them_apart(tmp_path):
     assert len({row.name for row in found.rows}) == len(found.rows)
     assert len(found.rows[0].results) == 2
     text = script.markdown(found)
-    assert "Fig. 4: spikes against time steps" in text
+    assert (
+        "| VGG-6 at 0.25 of its width, CIFAR-10: direct input, any number of spikes, from scratch, T = 5 | 1 | not trained |"
+        in text
+    )
     assert "Not run: (a), (b), (c), (d), (e). Shown: 8 of 9 networks; the others are in the CSV." in text
 
 

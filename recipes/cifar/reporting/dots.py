@@ -30,8 +30,9 @@ def networks_figure(rows: list[Row]) -> Figure:
             ax.plot(values, [y] * len(values), PALETTE[4], marker="o", linestyle="", markersize=4, label="" if y else "a seed")
             bar = {"capsize": 3, "color": PALETTE[0], "marker": "D", "markersize": 5, "label": "" if y else "mean"}
             ax.errorbar(mean(values), y, xerr=half_width(values), **bar)
-        accuracy = mean(result["ann"]["accuracy"] for row in rows for result in row.results)
-        ax.axvline(accuracy, color="0.3", linestyle="--", linewidth=1, label=f"ANN: {accuracy:.1f} %")
+        if accuracies := [accuracy for row in rows for accuracy in row.ann()]:
+            ann = mean(accuracies)
+            ax.axvline(ann, color="0.3", linestyle="--", linewidth=1, label=f"ANN: {ann:.1f} %")
         name_rows(ax, table)
         ax.set_xlabel("test accuracy, %")
 

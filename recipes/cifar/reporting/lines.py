@@ -68,7 +68,7 @@ def accuracy_figure(rows: list[Row]) -> Figure:
     table = Table(f"accuracy-{rows[0].slug}", title, ["run", "T", "accuracy, %", "ANN, %"])
     found = {id(row): row.trained(lambda t: t["accuracy"]["potential"]) for row in rows}
     for row in rows:
-        ann = Seeds([result["ann"]["accuracy"] for result in row.results])
+        ann = Seeds(row.ann()) if row.ann() else None
         table.rows.append([row.kind, row.T, Seeds(found[id(row)]), ann])
     steps = {kind: {row.T for row in rows if row.kind == kind} for kind in dict.fromkeys(row.kind for row in rows)}
     drawn = [row for row in rows if row.letter or len(steps[row.kind]) > 1 or row in chosen(rows, MOST)]
@@ -92,8 +92,9 @@ def accuracy_figure(rows: list[Row]) -> Figure:
 
 def of_ann(ax: Any, rows: list[Row]) -> None:
     """Draw the ANN's accuracy across."""
-    accuracy = mean(result["ann"]["accuracy"] for row in rows for result in row.results)
-    ax.axhline(accuracy, color="0.3", linestyle="--", linewidth=1, label=f"ANN: {accuracy:.1f} %")
+    if accuracies := [accuracy for row in rows for accuracy in row.ann()]:
+        ann = mean(accuracies)
+        ax.axhline(ann, color="0.3", linestyle="--", linewidth=1, label=f"ANN: {ann:.1f} %")
     ax.set_ylabel("test accuracy, %")
 
 

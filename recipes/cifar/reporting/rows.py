@@ -38,6 +38,7 @@ SWITCHES = {
     ("time_gradient", "off"): "no time loss",
     ("time_gradient", "threshold"): "time loss for the threshold",
 }
+SCRATCH = "from scratch"
 OWN = ("dataset", "model", "width", "hidden", "encoder", "neuron", "single_spike", "T", "seed")
 """Settings that a row's name says anyway."""
 
@@ -79,7 +80,7 @@ class Row:
     def how(self) -> str:
         """How it came about, where it was not converted and then trained."""
         epochs = {stage: self.config[stage]["epochs"] for stage in ("ann", "snn") if isinstance(self.config.get(stage), dict)}
-        return "conversion alone" if epochs.get("snn") == 0 else "from scratch" if epochs.get("ann") == 0 else ""
+        return "conversion alone" if epochs.get("snn") == 0 else SCRATCH if epochs.get("ann") == 0 else ""
 
     @property
     def T(self) -> int:
@@ -120,6 +121,10 @@ class Row:
     def recorded(self, look: Callable[[dict[str, Any]], Any]) -> list[float]:
         """Return a number for each seed that has it: earlier versions of the recipe recorded less."""
         return numbers([value for result in self.results if (value := look(result["trained"])) is not None])
+
+    def ann(self) -> list[float]:
+        """Return the ANN's accuracy for each seed; none where the spiking network was trained from scratch."""
+        return numbers([result["ann"]["accuracy"] for result in self.results]) if self.how != SCRATCH else []
 
     def layers(self) -> dict[str, str]:
         """Return a name for each spiking layer, such as conv1 or fc2, by the module's name."""

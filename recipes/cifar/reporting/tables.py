@@ -106,14 +106,14 @@ def accuracy_table(rows: list[Row]) -> Table:
     ]
     table = Table("table1", "Table I: from the ANN to the spiking network", header)
     for row in rows:
-        plain = [result["plain"]["accuracy"] for result in row.results if "plain" in result]
+        plain = [result["plain"]["accuracy"] for result in row.results if "plain" in result and row.ann()]
         how = f" at T = {row.config['conversion_T']}, {row.config['conversion_images']} images" if plain else ""
         paper = TABLE1.get((row.config["dataset"], row.config["model"])) if row.config.items() >= NETWORK.items() else None
         table.rows.append(
             [
                 row.name,
                 len(row.results),
-                Seeds([result["ann"]["accuracy"] for result in row.results]),
+                Seeds(row.ann()) if row.ann() else "not trained",
                 Seeds(plain, unit=how) if plain else "",
                 *(Seeds(row.trained(lambda t, rule=rule: t["accuracy"][rule])) for rule in ("potential", "combined", "time")),
                 Seeds(row.trained(lambda t: t["spikes_per_neuron"]), 3),
