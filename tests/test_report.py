@@ -6,7 +6,6 @@ import csv
 import json
 import re
 import runpy
-import shutil
 import sys
 from statistics import mean
 
@@ -148,20 +147,6 @@ def test_the_page_holds_its_images_and_numbers(made):
     assert set(links) >= {f"{name}.csv" for name in TABLES[:-1]}
     assert not re.findall(r'(?:src|href)="(?!data:)', page), "nothing outside is asked for"
     assert all(re.findall(r'<img alt="([^"]+)"', page))
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """A headless Chromium."""
-    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
-    with api.sync_playwright() as playwright:
-        own = shutil.which("chromium") or shutil.which("google-chrome")
-        try:
-            chromium = playwright.chromium.launch(executable_path=own, args=["--no-sandbox"])
-        except api.Error as error:
-            pytest.skip(f"there is no Chromium ({str(error).splitlines()[0]}): playwright install chromium")
-        yield chromium
-        chromium.close()
 
 
 @pytest.mark.parametrize("width", [390, 1280])
