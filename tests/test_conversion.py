@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
-from spikingjelly.activation_based import functional, layer
+from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
@@ -707,9 +707,52 @@ def test_a_leak_that_no_other_betters_stays(network, digits):
             network.calibrate_leaks(digits[0][:50], leaks)
     with pytest.raises(ValueError, match="images must hold at least one image"):
         network.calibrate_leaks(IMAGES[:0])
-    parametrize.register_parametrization(network.nodes()["4"], "leak", nn.Identity())
-    with pytest.raises(ValueError, match=r"4: leak must be a plain parameter, got one under torch\.nn\.utils\.parametrize"):
+    for leaks in (0.5, ["a"], [None]):
+        with pytest.raises(TypeError, match=r"leaks must be one or more numbers in \[0, 1\], got "):
+            network.calibrate_leaks(digits[0][:50], leaks)
+    network.encoder.T = 5
+    network.body[1] = neuron.LIFNode(step_mode="m")
+    with pytest.raises(TypeError, match="1 must be a SingleSpikeLIFNode, which has a leak, got LIFNode"):
         network.calibrate_leaks(digits[0][:50])
+
+
+def test_leaks_are_as_they_were_where_they_cannot_be_calibrated(network, digits, monkeypatch):
+    own = [node.leak.item() for node in network.nodes().values()]
+
+    def interrupted(_, node, *others):
+        node.leak.fill_(0.3)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SpikingNetwork, "spikes_at", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        network.calibrate_leaks(digits[0][:50])
+    monkeypatch.undo()
+    parametrize.register_parametrization(network.nodes()["9"], "leak", nn.Identity())
+    with pytest.raises(ValueError, match=r"9: leak must be a plain parameter, got one under torch\.nn\.utils\.parametrize"):
+        network.calibrate_leaks(digits[0][:50])
+    assert [node.leak.item() for node in network.nodes().values()] == own
+
+
+def test_neurons_that_keep_their_state_get_the_same_leaks(network, digits):
+    other = copy.deepcopy(network)
+    for node in other.nodes().values():
+        node.keep_state = True
+    for one in (network, other):
+        one.calibrate_leaks(digits[0][:100])
+    assert [node.leak.item() for node in other.nodes().values()] == [node.leak.item() for node in network.nodes().values()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("timesteps", [5, None])
+@pytest.mark.parametrize("encoder", [DirectEncoder(5), HybridEncoder(5)])
+def test_an_ann_of_another_dtype_converts_with_its_biases(dtype, timesteps, encoder):
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)).to(dtype)
+    x = torch.rand(6, 1, 4, 4, dtype=dtype)
+    thresholds = calibrate_thresholds(ann, x, timesteps=timesteps)
+    network = convert(ann, x, thresholds=thresholds, encoder=copy.deepcopy(encoder))
+    assert {parameter.dtype for parameter in network.body.parameters() if parameter.dim()} == {dtype}
+    assert network(x).potential.isfinite().all()
 
 
 def changed(network, how):

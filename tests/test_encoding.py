@@ -195,10 +195,11 @@ def test_images_far_outside_of_the_range_are_said_once(x, intensity_range, messa
 @pytest.mark.parametrize("encode", [hybrid_encode, spike_times])
 def test_channels_that_pass_for_images_are_said(encode, intensity_range):
     colours = torch.rand(3, 8, 8)
-    message = r"\(3, 8, 8\) for 3 images \[H, W\], not for one of 3 channels: .* encoded as x\[None\]"
+    message = r"\(3, 8, 8\) for 3 images: if it is one of 3 channels, encode x\[None\]"
     with pytest.warns(UserWarning, match=message):
         encode(colours, 5, intensity_range=intensity_range)
-    for batch in (colours[None], colours[:1], torch.rand(16, 8, 8), torch.rand(3, 8)):  # as below: a warning is an error
+    others = torch.rand(16, 8, 8), torch.rand(2, 8, 8), torch.rand(3, 16, 100), torch.rand(3, 8)
+    for batch in (colours[None], colours[:1], *others):  # as below: a warning is an error
         encode(batch, 5, intensity_range="image")
 
 

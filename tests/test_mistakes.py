@@ -168,8 +168,9 @@ def test_a_dead_network_is_said_once(net):
         net(CURRENTS[:, images])
 
     assert told(lambda: run(slice(0, 1))) == []  # one image is like itself
+    assert told(run) == []  # once may be a look at shapes
     (message,) = told(lambda: [run() for _ in range(3)])
-    assert "the same of all 3 images: unless they are equal a layer is silent" in message
+    assert "the same of all 3 images, twice in turn: unless they are equal a layer is silent" in message
     assert "NetworkHealth" in message
 
 
@@ -178,9 +179,18 @@ def test_a_network_in_which_one_image_spikes_is_not_called_dead():
     for image in range(3):
         currents = torch.zeros(T, 3, 4)
         currents[1, image] = 1.0
-        assert told(lambda currents=currents: readout(currents)) == []
+        assert told(lambda currents=currents: [readout(currents) for _ in range(3)]) == []
     readout.step_mode = "s"
-    assert told(lambda: readout(torch.zeros(3, 4))) == []  # what follows may tell them apart
+    assert told(lambda: [readout(torch.zeros(3, 4)) for _ in range(3)]) == []  # what follows may tell them apart
+
+
+def test_a_readout_that_was_pickled_before_it_watched_still_reads():
+    readout = in_spikingjelly.SpikeTimeReadout()
+    del readout.watch
+    assert readout(CURRENTS).potential.shape == (3, 4)
+    old = in_snntorch.SpikeTimeReadout()
+    del old.watch
+    assert old(CURRENTS).potential.shape == (3, 4)
 
 
 @pytest.mark.parametrize("encoder", [HybridEncoder(T), DirectEncoder(T)])
@@ -189,7 +199,7 @@ def test_a_forgotten_reset_is_said_once(encoder):
     assert told(presentations(net, reset=functional.reset_net)) == []
     (message,) = told(presentations(net), "state of the one before")
     assert "functional.reset_net(net) before each sequence" in message
-    assert told(presentations(copy.deepcopy(net))) == []  # a copy goes on as the network would
+    assert told(presentations(copy.deepcopy(net)), "state of the one before") == []  # a copy goes on as the network would
 
 
 def test_a_second_network_is_told_too():

@@ -428,6 +428,22 @@ def broken_loop(label=LOOP, **fields):
     return graph
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: from_nir("x"), "graph must be a nir.NIRGraph, got str"),
+        (lambda: from_nir(broken(metadata={"T": "abc"})), "the graph's metadatum T must be an int, got 'abc'"),
+        (lambda: from_nir(broken(metadata={"T": 5.7})), "the graph's metadatum T must be an int, got 5.7"),
+        (lambda: from_nir(broken(), T=True), "T must be an int, got True"),
+        (lambda: to_nir(LINEAR_NET, 3, T=T), r"input_shape must be the shape of one image, such as \(3, 32, 32\), got 3"),
+        (lambda: to_nir(LINEAR_NET, (3.0,), T=T), "input_shape's sizes must be an int, got 3.0"),
+    ],
+)
+def test_what_is_of_another_type_is_named(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
 def test_without_nir_the_remedy_is_named():
     code = "import sys; sys.modules['nir'] = None; import onespike.nir"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

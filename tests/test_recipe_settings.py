@@ -105,6 +105,10 @@ def test_the_settings_that_a_run_keeps_are_a_config(tmp_path):
     (tmp_path / "both.yaml").write_text("ann: {epochs: 3}\nann.lr: 1\n")
     with pytest.raises(ConfigError, match=r"both.yaml has both ann.lr and ann: write one of them"):
         load_config([tmp_path / "both.yaml"])
+    for text in ("ann.epochs: ???", "ann.epochs: ${nothing}", "1.5: 3"):
+        (tmp_path / "odd.yaml").write_text(text)
+        with pytest.raises(ConfigError):
+            load_config([tmp_path / "odd.yaml"])
     (tmp_path / "below.yaml").write_text("T.x: 1\n")
     with pytest.raises(ConfigError, match=r"below.yaml: T: Value .* could not be converted to Integer"):
         load_config([tmp_path / "below.yaml"])

@@ -116,6 +116,8 @@ def test_the_commit_is_that_of_our_clone_and_of_no_other(tmp_path, monkeypatch):
     git("commit", "--allow-empty", "-m", "another project's")
     assert str(machine.commit(package.parent, ".")) == "unknown: not a clone, or there is no git"
     git("add", ".")
+    git("update-ref", "-d", "HEAD")
+    assert machine.commit(package.parent, ".") == machine.Commit(), "files, and no commit"
     git("commit", "-m", "ours")
     found = machine.commit(package.parent, ".")
     assert len(str(found)) == len(found.sha) == 40

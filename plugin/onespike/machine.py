@@ -30,15 +30,23 @@ class Commit:
 
 
 def commit(folder: Path, *paths: str) -> Commit:
-    """Return the commit of the clone that holds `folder`, and whether files at `paths`, relative to it, differ from it."""
+    """Return the commit of the clone that holds `folder`, and whether files at `paths`, relative to it, differ from it.
+
+    It is unknown, too, where git does not answer within 20 seconds.
+    """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout.strip()
 
-    if shutil.which("git") is None or not git("ls-files", "."):  # the folder may lie, unknown to it, in another project's clone
+    if shutil.which("git") is None:
         return Commit()
-    return Commit(git("rev-parse", "HEAD") or None, bool(git("status", "--porcelain", "--", *paths)))
+    try:
+        # The folder may lie, unknown to it, in another project's clone.
+        sha = git("rev-parse", "--verify", "-q", "HEAD") if git("ls-files", ".") else ""
+        return Commit(sha, bool(git("status", "--porcelain", "--", *paths))) if sha else Commit()
+    except subprocess.TimeoutExpired:
+        return Commit()
 
 
 def processor(info: Path = Path("/proc/cpuinfo")) -> str:

@@ -295,12 +295,15 @@ def read_files(path: Path, based: tuple[Path, ...] = ()) -> list[tuple[str, Dict
         raise ConfigError(f"{path} is not YAML: {str(error)[:300]}") from error
     if not isinstance(layer, DictConfig):
         raise ConfigError(f"{path} must hold settings by name, got a {type(layer).__name__}")
-    dotted = [str(name) for name in layer if "." in str(name)]  # as the config.yaml of a run has them
+    dotted = [name for name in layer if isinstance(name, str) and "." in name]  # as the config.yaml of a run has them
     for name in dotted:
         if name.partition(".")[0] in layer:
             raise ConfigError(f"{path} has both {name} and {name.partition('.')[0]}: write one of them")
-    for name, value in [(name, layer.pop(name)) for name in dotted]:
-        OmegaConf.update(layer, name, value)
+    try:
+        for name, value in [(name, layer.pop(name)) for name in dotted]:
+            OmegaConf.update(layer, name, value)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {first_line(error)}") from error
     try:
         bases = layer.pop("base", None) or []
     except OmegaConfBaseException as error:

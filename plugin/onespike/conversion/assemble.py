@@ -94,8 +94,8 @@ class Assembly:
     def weighted(self, layer: Layer, unit: Tensor | float) -> None:
         """Make a Conv or Linear layer with copies of its weights, in the unit of its input, and what adds its bias."""
         own = self.plan.weights[layer.name]
-        module = layer.build(bias=own.bias is not None and not self.bias_once)
         weight, common = own.weight.detach().clone(), largest(unit)
+        module = layer.build(bias=own.bias is not None and not self.bias_once).to(weight.dtype)
         if isinstance(unit, Tensor):
             scale_columns(weight, module, (unit / common).to(weight))
         module.weight = nn.Parameter(weight)
@@ -106,7 +106,7 @@ class Assembly:
         if self.bias_once:
             name = f"{layer.name}_bias"
             once = Layer(name, "Bias", {"channels": len(own.bias), "dims": weight.dim() - 2}, (layer.name,))
-            self.biased[layer.name], self.modules[name] = name, once.build()
+            self.biased[layer.name], self.modules[name] = name, once.build().to(weight.dtype)
             self.append(once, common)
         adding: Any = self.modules[self.biased.get(layer.name, layer.name)]
         adding.bias = nn.Parameter(own.bias.detach().clone() / common)

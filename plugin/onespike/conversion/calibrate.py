@@ -31,8 +31,8 @@ class SilentLayerError(ConversionError):
         found: which layer, and what it gets; the message names the remedy, too.
     """
 
-    def __init__(self, found: str) -> None:
-        super().__init__(f"{found}: raise timesteps or the percentile, or train the ANN further")
+    def __init__(self, found: str, raised: str = "timesteps or the percentile") -> None:
+        super().__init__(f"{found}: raise {raised}, or train the ANN further")
         self.found = found
 
 
@@ -101,7 +101,8 @@ class Simulation:
         if not 0 < highest < float("inf"):
             raise SilentLayerError(
                 f"{neuron.name}: the {self.percentile} percentile of its input current is {highest:.4g}, not above 0: "
-                "the layer is silent on these images"
+                "the layer is silent on these images",
+                "the percentile" if self.rates else "timesteps or the percentile",
             )
         fire = partial(single_spike_lif, leak=1.0, v_threshold=highest, single_spike=False, backend=self.backend)
         self.run(neuron, stage, partial(rate_of, v_threshold=highest) if self.rates else fire)

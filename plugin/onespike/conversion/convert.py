@@ -30,7 +30,7 @@ def convert(
     encoder: nn.Module | None = None,
     dropout: float | None = None,
     thresholds: Mapping[str, float] | None = None,
-    timesteps: int = 200,
+    timesteps: int | None = 200,
     batch_size: int = 128,
 ) -> SpikingNetwork:
     """Convert a feed-forward ANN into a hybrid-encoded single-spike network of the same weights.

@@ -144,22 +144,34 @@ class SpikingNetwork(CopyableMemory):
         and neurons that fire later do so to no purpose. A layer keeps its own leak where no other makes it fire less.
 
         Raises:
-            TypeError, ValueError: a leak leaves [0, 1] or is parametrised, or else as `calibrate_readout`.
+            TypeError, ValueError: one of `leaks` is no number or leaves [0, 1], a neuron has no leak or a parametrised one, or
+                else as `calibrate_readout`.
+            RuntimeError: the network is in step mode "s".
         """
-        leaks = list(leaks)
-        if not leaks or not all(0 <= leak <= 1 for leak in leaks):
-            raise ValueError(f"leaks must be one or more numbers in [0, 1], got {leaks}")
+        try:
+            numbers = [float(leak) for leak in leaks]
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"leaks must be one or more numbers in [0, 1], got {leaks!r}") from error
+        if not numbers or not all(0 <= leak <= 1 for leak in numbers):
+            raise ValueError(f"leaks must be one or more numbers in [0, 1], got {numbers}")
+        for name, module in self.nodes().items():
+            if not isinstance(module, SingleSpikeLIFNode):
+                raise TypeError(f"{name} must be a SingleSpikeLIFNode, which has a leak, got {type(module).__name__}")
+            if is_parametrized(module, "leak"):
+                raise ValueError(f"{name}: leak must be a plain parameter, got one under torch.nn.utils.parametrize")
         batches = self.batches(images, batch_size)
         with self.measuring():
             node: Any
-            for name, node in self.nodes().items():
-                if is_parametrized(node, "leak"):
-                    raise ValueError(f"{name}: leak must be a plain parameter, got one under torch.nn.utils.parametrize")
-                tried = [node.leak.clone(), *(torch.full_like(node.leak, leak) for leak in leaks)]
+            for node in self.nodes().values():
+                best = node.leak.clone()
+                tried = [best, *(torch.full_like(best, leak) for leak in numbers)]
                 spikes = torch.zeros(len(tried), dtype=torch.float64)
-                for batch in batches:
-                    spikes += self.spikes_at(node, tried, batch)
-                node.leak.copy_(tried[int(spikes.argmin())])  # the first of equals: its own
+                try:
+                    for batch in batches:
+                        spikes += self.spikes_at(node, tried, batch)
+                    best = tried[int(spikes.argmin())]  # the first of equals: its own
+                finally:
+                    node.leak.copy_(best)
 
     def spikes_at(self, node: Any, leaks: list[Tensor], images: Tensor) -> Tensor:
         """Return how often the neurons of a node fire over `images` at each of these leaks."""
@@ -169,6 +181,7 @@ class SpikingNetwork(CopyableMemory):
         counts = []
         for leak in leaks:
             node.leak.copy_(leak)
+            node.reset()  # it may have been told to keep its state
             counts.append(node(seen[0]).sum(dtype=torch.float64).cpu())
         return torch.stack(counts)
 

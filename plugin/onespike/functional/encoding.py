@@ -23,8 +23,8 @@ SLACK, FEW = 0.1, 0.05
 """Share of its range by which an intensity may lie outside of it, and share of intensities that may lie further outside."""
 FIRST_OWN_DIM = {"image": 1, "image_channel": 2}
 """The first dimension that lies within what has a range of its own."""
-COLOURS = 2, 3, 4
-"""So many "images" [H, W] in a batch may be the channels of a single one."""
+COLOURS = 3
+"""So many square "images" [H, W] in a batch may be the channels of a single one."""
 
 
 def spike_times(x: Tensor, T: int, *, intensity_range: IntensityRange) -> Tensor:
@@ -164,10 +164,10 @@ def range_of(x: Tensor, intensity_range: IntensityRange) -> tuple[Tensor, Tensor
     if isinstance(parsed, str):
         first = FIRST_OWN_DIM[parsed]
         check_floating("x", x, first + 1, f'for intensity_range="{parsed}"')
-        if x.dim() == 3 and x.shape[0] in COLOURS and not is_traced(x):
+        if x.dim() == 3 and x.shape[0] == COLOURS and x.shape[1] == x.shape[2] and not is_traced(x):
             warnings.warn(
-                f'intensity_range="{parsed}" takes x of shape {tuple(x.shape)} for {x.shape[0]} images [H, W], not for one of '
-                f"{x.shape[0]} channels: a single image is encoded as x[None], whose result [T, 1, *] is then [:, 0]",
+                f'intensity_range="{parsed}" takes x of shape {tuple(x.shape)} for {COLOURS} images: if it is one of {COLOURS} '
+                "channels, encode x[None], whose result [T, 1, *] is then [:, 0]",
                 stacklevel=2,
             )
         if x.numel() == 0:

@@ -43,21 +43,27 @@ class Readout(NamedTuple):
 
 
 class SilenceWatch:
-    """Warns, once, of a batch of which all images read the same, as they do where a layer in front is silent."""
+    """Warns, once, where all images of two batches in turn read the same, as they do where a layer in front is silent.
+
+    A single such batch may be a look at shapes.
+    """
 
     def __init__(self) -> None:
-        self.told = False
+        self.told = self.alike = False
 
     def look(self, readout: Readout) -> None:
         """Look at what a network says about a batch, if it is on a CPU."""
         potential = readout.potential
-        if is_traced(potential) or self.told or not can_look_at(potential) or len(potential) < 2:
+        if is_traced(potential) or self.told or not can_look_at(potential) or len(potential) < 2 or not potential.numel():
             return
-        if torch.equal(potential[0], potential[-1]) and (potential == potential[0]).all():
+        before = self.alike
+        self.alike = torch.equal(potential[0], potential[-1]) and bool((potential == potential[0]).all())
+        if self.alike and before:
             self.told = True
             warnings.warn(
-                f"the readout says the same of all {len(potential)} images: unless they are equal a layer is silent, and "
-                "learns nothing. onespike.metrics.NetworkHealth names it; lower its v_threshold, or put batch norm in front",
+                f"the readout says the same of all {len(potential)} images, twice in turn: unless they are equal a layer is "
+                "silent, and learns nothing. onespike.metrics.NetworkHealth names it; lower its v_threshold, or put batch norm "
+                "in front",
                 stacklevel=2,
             )
 

@@ -31,12 +31,15 @@ def from_nir(graph: nir.NIRGraph, *, T: int | None = None, dt: float = 1e-4) -> 
 
     Raises:
         ValueError: the graph has another form; the message names the node.
+        TypeError: it is no graph, or `T` or the graph's T no whole number.
     """
+    if not isinstance(graph, nir.NIRGraph):
+        raise TypeError(f"graph must be a nir.NIRGraph, got {type(graph).__name__}")
     check_positive("dt", dt)
-    if T is None and "T" in graph.metadata:
-        T = int(graph.metadata["T"])
     if T is not None:
-        check_T(T)
+        T = check_T(T)
+    elif "T" in graph.metadata:
+        T = check_T(graph.metadata["T"], name="the graph's metadatum T")
     inputs = [label for label, node in graph.nodes.items() if isinstance(node, nir.Input)]
     if len(inputs) != 1:
         raise ValueError(f"the graph must have one input, got {len(inputs)}: {inputs}")

@@ -1,6 +1,7 @@
 """From a network to a graph."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import nir
@@ -40,8 +41,13 @@ def to_nir(network: nn.Module, input_shape: tuple[int, ...], *, T: int, dt: floa
 
     Raises:
         ValueError: a layer cannot be expressed; the message names it and the remedy.
+        TypeError: `T` or a part of `input_shape` is no whole number.
     """
     check_T(T)
+    if not isinstance(input_shape, Sequence):
+        raise TypeError(f"input_shape must be the shape of one image, such as (3, 32, 32), got {input_shape!r}")
+    for size in input_shape:
+        check_T(size, name="input_shape's sizes")
     check_positive("dt", dt)
     is_converted = {name for name, _ in network.named_children()} == {"encoder", "body", "readout"}
     body = network.body if is_converted else network

@@ -23,6 +23,7 @@ class SpikeTimeReadout(Projected):
     """
 
     threshold: Tensor
+    watch = SilenceWatch()  # of readouts that were pickled before there was one
 
     def __init__(
         self,

@@ -32,6 +32,7 @@ class SpikeTimeReadout(Projected, CopyableMemory):
     """
 
     x_seq: Tensor | None
+    watch = SilenceWatch()  # of readouts that were pickled before there was one
 
     def __init__(
         self,
