@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from onespike.metrics import MEMORIES, SpikingActivity, energy, neurobench_report, quantised_baseline
+from onespike.peers import PoissonEncoder
 from onespike.spikingjelly import DirectEncoder, HybridEncoder, SingleSpikeLIFNode
 
 
@@ -222,7 +223,7 @@ def test_memory_access_equals_a_hand_count():
 
 def test_the_quantised_baseline_equals_a_hand_count():
     net = nn.Sequential(HybridEncoder(5), layer.Flatten(), layer.Linear(4, 100, bias=False), SingleSpikeLIFNode())
-    net += nn.Sequential(layer.Linear(100, 20, bias=False))
+    net += nn.Sequential(layer.Linear(100, 40, bias=False))
     with torch.no_grad():
         net[2].weight.fill_(-1.0)
         net[2].weight[:10] = 10.0
@@ -230,13 +231,14 @@ def test_the_quantised_baseline_equals_a_hand_count():
     bit, found = MEMORIES["sram_32KB"], quantised_baseline(activity)
     assert (found.activation_bits, found.steps, found.spike_rate) == (3, 5, pytest.approx(10 / 100 / 5))
     first = 400 * (3.1 * 8 * 8 / 1024 + 0.1 + bit * 16)
-    assert found.ann_pj == pytest.approx(first + 2000 * (3.1 * 8 * 3 / 1024 + 0.1 + bit * (8 + 3)) + bit * 3 * 100)
-    events = 400 + 10 * 20
+    assert found.ann_pj == pytest.approx(first + 4000 * (3.1 * 8 * 3 / 1024 + 0.1 + bit * (8 + 3)) + bit * 3 * 100)
+    events = 400 + 10 * 40
     snn = first + events * (0.1 + bit * (8 + 32)) + bit * 32 * (100 * 5 + 10)
     assert found.snn_pj == pytest.approx(snn)
     assert found.ratio == pytest.approx(found.ann_pj / snn)
-    # At the limit both are equal: the part that grows with the spikes, stretched to the limit's rate.
-    growing = events * (0.1 + bit * 40) + bit * 32 * 10
+    # At the limit both are equal: the part that grows with the neurons' spikes, stretched to the limit's rate.
+    growing = 10 * 40 * (0.1 + bit * 40) + bit * 32 * 10
+    assert found.limit > 0
     assert snn - growing + growing * found.limit / found.spike_rate == pytest.approx(found.ann_pj)
     assert (found.spike_rate < found.limit) == (found.ratio > 1)
     assert found.spike_rate < found.published_limit == 0.057
@@ -252,12 +254,85 @@ def test_the_quantised_baseline_equals_a_hand_count():
         quantised_baseline(activity, weight_bits=0)
 
 
+def test_the_ceiling_leaves_the_biases():
+    net = nn.Sequential(HybridEncoder(3), layer.Flatten(), layer.Linear(4, 5), SingleSpikeLIFNode(), layer.Linear(5, 2))
+    for index in (2, 4):
+        nn.init.constant_(net[index].weight, -1.0)
+        nn.init.constant_(net[index].bias, -1.0)
+    activity = counted(net, torch.full((6, 1, 2, 2), 0.5), 3)
+    macs, biases, ann, updates = 4 * 5, (5 + 2) * 3, (20 + 10) * 3.2, 2 * 5 * 3
+    assert energy(activity, accounting="events").ceiling == pytest.approx(ann / (macs * 3.2 + biases * 0.1))
+    for accounting in ("paper", "input"):
+        assert energy(activity, accounting=accounting).ceiling == pytest.approx(ann / (macs * 3.2))
+    report = energy(activity, accounting="events", memory="sram_8KB")
+    floor = macs * 3.2 + biases * 0.1 + 5 * (2 * macs + 3 * biases + updates)
+    assert report.ceiling == pytest.approx((ann + 5 * (2 * 30 + 5)) / floor)
+    assert report.snn_memory_pj + report.snn_pj == pytest.approx(floor + 20 * (0.1 + 15)), "no spikes but the pixels'"
+
+
+@pytest.mark.parametrize("encoder", [PoissonEncoder(5), HybridEncoder(5)])
+def test_the_limit_scales_what_spikes_of_neurons_cause(encoder):
+    """Where fewer neurons fire, their own events and words are missing, and pixels and biases cost the same."""
+    net = nn.Sequential(encoder, layer.Flatten(), layer.Linear(4, 10), SingleSpikeLIFNode())
+    net += nn.Sequential(layer.Linear(10, 300, bias=False))
+    nn.init.constant_(net[2].bias, 0.1)
+    found = {}
+    for firing in (2, 4):
+        net[2].weight.data.fill_(-1.0)
+        net[2].weight.data[:firing] = 10.0
+        found[firing] = quantised_baseline(counted(net, torch.ones(3, 1, 2, 2), 5))
+    two, four = found[2], found[4]
+    assert (two.spike_rate, four.spike_rate) == (pytest.approx(2 / 50), pytest.approx(4 / 50))
+    slope = (four.snn_pj - two.snn_pj) / (four.spike_rate - two.spike_rate)
+    assert two.ann_pj == four.ann_pj
+    limit = two.spike_rate + (two.ann_pj - two.snn_pj) / slope
+    assert limit > 0
+    assert (two.limit, four.limit) == (pytest.approx(limit), pytest.approx(limit))
+
+
+def test_a_silent_network_that_wins_has_no_limit():
+    net = nn.Sequential(HybridEncoder(1), layer.Flatten(), layer.Linear(4, 6, bias=False), SingleSpikeLIFNode())
+    net += nn.Sequential(layer.Linear(6, 100, bias=False))
+    nn.init.constant_(net[2].weight, -1.0)
+    found = quantised_baseline(counted(net, torch.full((1, 1, 2, 2), 0.5), 1))
+    assert found.ratio > 1
+    assert (found.spike_rate, found.limit) == (0, float("inf"))
+    assert str(found).startswith(
+        "0.0 % spikes per neuron and step: less energy than an ANN of 1-bit activations takes (sram_32KB, 8-bit weights), "
+        "and below 5.7 %, the limit"
+    )
+
+
+@pytest.mark.parametrize("bits", [float("nan"), float("inf"), True, 1.5, "8", None])
+def test_bits_of_a_weight_are_whole(bits):
+    activity = counted(small(2), torch.rand(1, 2, 6, 6), 2)
+    with pytest.raises(TypeError, match=rf"weight_bits must be an int, got {bits!r}"):
+        quantised_baseline(activity, weight_bits=bits)
+
+
+def test_counts_of_another_network_are_refused():
+    net, other = small(2), small(2)
+    activity = counted(net, torch.rand(1, 2, 6, 6), 2)
+    with pytest.raises(ValueError, match="network must be the one that activity watched, got Sequential, which differs in 10"):
+        neurobench_report(other, activity)
+    with pytest.raises(ValueError, match="which differs in 2 layers and neurons"):
+        neurobench_report(net[:7], activity)
+    with pytest.raises(TypeError, match=r"network must be a torch.nn.Module, got SpikingActivity"):
+        neurobench_report(activity, net)
+    with pytest.raises(TypeError, match="activity must be a SpikingActivity, got Sequential"):
+        neurobench_report(net, net)
+    with pytest.raises(TypeError, match="activity must be a SpikingActivity, got Sequential"):
+        quantised_baseline(net)
+    assert neurobench_report(nn.Sequential(net), activity) == neurobench_report(net, activity)
+
+
 def test_a_network_that_loses_without_a_spike_has_no_limit():
     net = nn.Sequential(HybridEncoder(9), layer.Flatten(), layer.Linear(4, 6, bias=False), SingleSpikeLIFNode())
     nn.init.constant_(net[2].weight, -1.0)
     found = quantised_baseline(counted(net, torch.full((1, 1, 2, 2), 0.5), 9))
     assert (found.spike_rate, found.limit) == (0, 0)
     assert found.ratio < 1
+    assert "0.0 % spikes per neuron and step: even without a spike no less energy than an ANN of 4-bit" in str(found)
     with pytest.raises(ValueError, match="network must hold a Conv or Linear layer, got ReLU"):
         neurobench_report(nn.ReLU(), None)
     with pytest.raises(RuntimeError, match="no image was counted"):

@@ -243,6 +243,24 @@ def test_a_direct_frame_costs_its_multiplications_once():
     assert activity.synapses["1"].events == 2 * 200
 
 
+@pytest.mark.parametrize("mode", ["m", "s"])
+def test_temporal_coding_alone_multiplies_nothing(mode):
+    net = toy()
+    net[0] = HybridEncoder(3, analogue=False)
+    functional.set_step_mode(net, mode)
+    with torch.no_grad(), SpikingActivity(net) as activity:
+        for _ in range(1 if mode == "m" else 3):
+            net(torch.ones(1, 1, 4, 4))
+    assert activity.images == 1
+    assert (activity.synapses["1"].spikes, activity.synapses["1"].framed) == (16, False)
+    zeta = activity.zeta
+    paper, by_input = energy(activity), energy(activity, accounting="input")
+    assert paper.layers_pj["1"] == pytest.approx(0.1 * 288 * zeta["2"])
+    assert by_input.layers_pj["1"] == pytest.approx(0.1 * 288)
+    assert paper.ceiling == by_input.ceiling == energy(activity, accounting="events").ceiling == float("inf")
+    assert not HybridEncoder(3).emits_spikes
+
+
 def test_activity_of_a_converted_network_uses_the_anns_names_and_leaves_no_hook():
     torch.manual_seed(0)
     ann = nn.Sequential(
@@ -271,6 +289,44 @@ def test_activity_of_a_converted_network_uses_the_anns_names_and_leaves_no_hook(
     assert readout.potential.shape == (20, 2)
 
 
+class Spare(nn.Module):
+    """Linear, neuron and Linear, beside a neuron that is registered before them and never called."""
+
+    def __init__(self):
+        super().__init__()
+        self.spare, self.neuron = SingleSpikeLIFNode(), SingleSpikeLIFNode(v_threshold=0.1)
+        self.first, self.last = layer.Linear(2, 3, bias=False), layer.Linear(3, 2, bias=False)
+        nn.init.ones_(self.first.weight)
+
+    def forward(self, x):
+        return self.last(self.neuron(self.first(x)))
+
+
+def test_a_neuron_that_never_runs_is_named():
+    net = Spare().eval()
+    functional.set_step_mode(net, "s")
+    with torch.no_grad(), SpikingActivity(net) as activity:
+        for _ in range(2):
+            net(torch.ones(4, 2))
+    assert (activity.images, activity.steps, activity.mean) == (4, 2, 1)
+    with pytest.raises(
+        RuntimeError, match="every spiking layer must run to be counted, got spare that the network never calls"
+    ):
+        _ = activity.zeta
+    net.neuron = nn.ReLU()
+    with pytest.raises(ValueError, match="network must call a spiking neuron to be counted, got spare that it never calls"):
+        SpikingActivity(net)
+
+
+def test_a_network_that_costs_nothing_is_infinitely_better():
+    net = toy()
+    net[0] = HybridEncoder(3, analogue=False)
+    functional.set_step_mode(net, "s")
+    with torch.no_grad(), SpikingActivity(net) as activity:
+        net(torch.ones(1, 1, 4, 4))
+    assert energy(activity, accounting="events").ratio == float("inf")
+
+
 def test_misuse_is_named():
     net = toy()
     plain = nn.Sequential(nn.Linear(3, 2), SingleSpikeLIFNode())
@@ -287,6 +343,13 @@ def test_misuse_is_named():
         energy(activity, accounting="best")
     with pytest.raises(ValueError, match=r"technology must be one of .* got '7nm'"):
         energy(activity, technology="7nm")
+    for name in ("accounting", "technology", "memory"):
+        with pytest.raises(ValueError, match=rf"{name} must be one of .* got \[\]"):
+            energy(activity, **{name: []})
+    with pytest.raises(TypeError, match="activity must be a SpikingActivity, got Sequential"):
+        energy(net)
+    with pytest.raises(TypeError, match=r"network must be a torch.nn.Module, got SpikingActivity"):
+        SpikingActivity(activity)
     padded = nn.Sequential(*toy())
     padded[3] = layer.AvgPool2d(3, 2, padding=1, count_include_pad=False, step_mode="m")
     with pytest.raises(ValueError, match="an average pool must divide by the same number everywhere"), SpikingActivity(padded):

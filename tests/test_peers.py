@@ -27,7 +27,7 @@ from onespike.peers import (
     ycbcr_blocks,
     zigzag,
 )
-from onespike.spikingjelly import SingleSpikeLIFNode
+from onespike.spikingjelly import SingleSpikeLIFNode, SpikeMaxPool
 
 
 def signed(*shape):
@@ -368,6 +368,24 @@ def test_pooled_input_spikes_count_as_those_before_the_pool():
         pooled(x)
     synapses = activity.synapses["3"]
     assert (synapses.spikes, synapses.events, synapses.inputs) == (3 * 16, 3 * 16 * 5, 16)
+
+
+def test_spikes_behind_a_maximum_pool_count_as_one_each_whatever_their_size_and_sign():
+    signs = nn.Sequential(PoissonEncoder(5), layer.MaxPool2d(2), layer.Flatten(), layer.Linear(4, 3), RATE())
+    sizes = nn.Sequential(PhaseEncoder(8), layer.Conv2d(1, 1, 1, bias=False), PhaseNode(), SpikeMaxPool(2), layer.Flatten())
+    sizes += nn.Sequential(layer.Linear(4, 3), PhaseNode())
+    nn.init.ones_(sizes[1].weight)
+    for net, images, at, sources in ((signs, -torch.ones(2, 1, 4, 4), 1, ()), (sizes, signed(2, 1, 4, 4), 3, ("3",))):
+        functional.set_step_mode(net, "m")
+        with torch.no_grad(), SpikingActivity(net.eval()) as activity:
+            net(images)
+            functional.reset_net(net)
+            pooled = net[: at + 1](images) if net is sizes else None
+        synapses = activity.synapses[str(at + 2)]
+        assert synapses.sources == sources, "pooled pixels stay pixels"
+        assert synapses.events == 3 * synapses.spikes > 0
+        if pooled is not None:
+            assert synapses.spikes == (pooled != 0).sum() > pooled.sum()
 
 
 def test_batches_without_a_reset_between_them_are_refused():

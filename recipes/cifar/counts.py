@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from onespike.conversion import SpikingNetwork
-from onespike.metrics import SpikingActivity, energy, neurobench_report, quantised_baseline
+from onespike.metrics import EnergyReport, QuantisedBaseline, SpikingActivity, energy, neurobench_report, quantised_baseline
 from onespike.metrics.energy import ACCOUNTINGS, TECHNOLOGIES
 
 
@@ -19,10 +19,15 @@ def counts_of(network: SpikingNetwork, activity: SpikingActivity) -> dict[str, A
         "flop_weighted_spikes_per_neuron": activity.flop_weighted_mean,
         "activity": activity.zeta,
         "layers": layer_names(network, activity),
-        "energy": {t: {a: asdict(energy(activity, accounting=a, technology=t)) for a in ACCOUNTINGS} for t in TECHNOLOGIES},
-        "quantised_baseline": asdict(quantised_baseline(activity)),
+        "energy": {t: {a: written(energy(activity, accounting=a, technology=t)) for a in ACCOUNTINGS} for t in TECHNOLOGIES},
+        "quantised_baseline": written(quantised_baseline(activity)),
         "neurobench": neurobench_report(network, activity),
     }
+
+
+def written(report: EnergyReport | QuantisedBaseline) -> dict[str, Any]:
+    """Return a report as JSON takes it: None for a bound that is infinite."""
+    return {name: None if value == float("inf") else value for name, value in asdict(report).items()}
 
 
 def layer_names(network: SpikingNetwork, activity: SpikingActivity) -> dict[str, str]:

@@ -36,7 +36,7 @@ class Synapses:
     Attributes:
         macs: MACs of one dense pass for one image (Table III); 0 on a shortcut.
         dense: the same, borders left out.
-        sources: the spiking layers (or maximum pools) that feed it; none for a layer that sees the encoded image.
+        sources: the spiking layers (or maximum pools of theirs) that feed it; none for a layer that sees the encoded image.
         target: the spiking layer that it feeds; None for the output layer.
         spikes: input spikes over all images; pixel spikes for the first layer.
         inputs: inputs (pixels or neurons) per image.
@@ -116,23 +116,25 @@ class SpikingActivity:
     through sums, concatenations and pools, as modules or functions, spikes are followed to the weights that they reach. They
     are counted before dropout and pooling; one that has a size or a sign counts as one. A first-layer input is an analogue
     frame at the first step, wherever it is not binary, and always after a `DirectEncoder`; what an encoder with the attribute
-    `emits_spikes` gives (those of `onespike.peers`) are spikes from the first step on, whose every synapse is an accumulate.
-    Images are recognised by their fresh state: reset the network between batches.
+    `emits_spikes` gives (those of `onespike.peers`, and a `HybridEncoder` with analogue=False) are spikes from the first step
+    on, whose every synapse is an accumulate. Images are recognised by their fresh state: reset the network between batches.
 
     Args:
         network: the network to watch.
 
     Raises:
-        ValueError: the network holds no spiking neuron or cannot be traced; when it runs, spikes reach weights through
+        ValueError: the network calls no spiking neuron or cannot be traced; when it runs, spikes reach weights through
             something from which they cannot be counted.
-        TypeError: a Conv or Linear layer has no step mode, so that steps and images cannot be told apart.
+        TypeError: the network is no module; a Conv or Linear layer has no step mode, so that steps and images cannot be told
+            apart.
         RuntimeError: it is run in training mode, where dropout would blur the count, or without a reset between two batches.
     """
 
     def __init__(self, network: nn.Module) -> None:
+        check_network(network)
         own_names = getattr(network, "named_layers", None)
         named: dict[str, nn.Module] = own_names() if own_names else dict(network.named_modules())
-        self._nodes = {name: m for name, m in named.items() if isinstance(m, base.MemoryModule) and "v" in m._memories}
+        self._nodes = {name: m for name, m in named.items() if is_node(m)}
         if not self._nodes:
             other = {type(module).__name__ for module in named.values() if of_snntorch(module)}
             found = f"snnTorch's {', '.join(sorted(other))}" if other else f"{type(network).__name__} without any"
@@ -155,7 +157,12 @@ class SpikingActivity:
                 kind, held = type(call.module).__name__, ", ".join(sorted(type(module).__name__ for module in inside))
                 raise ValueError(f"{call.name} ({kind}) must hold nothing to be counted, got {held} inside: call them directly")
         self._watched = [call.module for call in self._calls if call.module in own]
-        self._first_node = next(iter(self._nodes.values()))
+        called = [call.module for call in self._calls if call.module in self._nodes.values()]
+        if not called:
+            raise ValueError(
+                f"network must call a spiking neuron to be counted, got {', '.join(self._nodes)} that it never calls"
+            )
+        self._first_node = called[0]
         self._first_weights = next((call.module for call in self._calls if isinstance(call.module, WEIGHTED)), None)
         self._direct = any(isinstance(module, DirectEncoder) for module in network.modules())
         self._presents = any(isinstance(module, HybridEncoder | DirectEncoder) or emits_spikes(module) for module in own)
@@ -187,6 +194,11 @@ class SpikingActivity:
     def zeta(self) -> dict[str, float]:
         """Spikes per neuron and image of each spiking layer, over all steps."""
         self._check_ran()
+        idle = [name for name, layer in self.layers.items() if not layer.neurons]
+        if idle:
+            raise RuntimeError(
+                f"every spiking layer must run to be counted, got {', '.join(idle)} that the network never calls"
+            )
         return {name: float(layer.spikes) / (layer.neurons * self.images) for name, layer in self.layers.items()}
 
     @property
@@ -213,6 +225,16 @@ class SpikingActivity:
         zeta = self.zeta
         own = [(s.macs, zeta[s.target]) for s in self.synapses.values() if not s.framed and s.target is not None]
         return sum(macs * z for macs, z in own) / sum(macs for macs, _ in own) if own else 0.0
+
+    def check_watched(self, network: nn.Module) -> None:
+        """Raise unless `network` is the one that was watched, by its weights and neurons."""
+        watched = {*self._nodes.values(), *(module for module in self._names if isinstance(module, WEIGHTED))}
+        others = {module for module in network.modules() if isinstance(module, WEIGHTED) or is_node(module)} ^ watched
+        if others:
+            raise ValueError(
+                f"network must be the one that activity watched, got {type(network).__name__}, which differs in {len(others)} "
+                "layers and neurons"
+            )
 
     def _check_ran(self) -> None:
         if not self.images:
@@ -251,7 +273,8 @@ class SpikingActivity:
         elif output is not None and module in self._nodes.values():
             found = self._through_neurons(self._names[module], module, flow, ones_of(output))
         elif output is not None and isinstance(module, MAX_POOLS) and isinstance(flow, Spikes) and flow.share == 1:
-            found = Spikes(output, output, 1, (self._names[module],))
+            ones = ones_of(output)
+            found = Spikes(ones, ones, 1, (self._names[module],) if flow.sources else ())  # pooled pixels stay pixels
         elif isinstance(module, Add):
             found = self._through_sum(call.name, flows)
         elif isinstance(module, Concat) and all(isinstance(flow, Spikes) for flow in flows):
@@ -377,6 +400,23 @@ class SpikingActivity:
             return functional_call(module, ones, counts).sum(dtype=torch.float64)
         finally:
             self._counting = False
+
+
+def check_network(network: nn.Module) -> None:
+    """Raise unless `network` is a module."""
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"network must be a torch.nn.Module, got {type(network).__name__}")
+
+
+def check_activity(activity: SpikingActivity) -> None:
+    """Raise unless `activity` is a monitor."""
+    if not isinstance(activity, SpikingActivity):
+        raise TypeError(f"activity must be a SpikingActivity, got {type(activity).__name__}")
+
+
+def is_node(module: nn.Module) -> bool:
+    """Whether a module is a spiking neuron of SpikingJelly's kind."""
+    return isinstance(module, base.MemoryModule) and "v" in module._memories
 
 
 def emits_spikes(module: nn.Module) -> bool:

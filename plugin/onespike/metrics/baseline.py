@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from math import ceil, log2
 
-from onespike.metrics.activity import SpikingActivity
-from onespike.metrics.energy import MEMORIES
+from onespike.functional.checks import check_T
+from onespike.metrics.activity import SpikingActivity, check_activity
+from onespike.metrics.energy import MEMORIES, check_known
 
 PUBLISHED_LIMIT = 0.057
 """Spikes per neuron and step below which a spiking network wins at T = 5 on typical neuromorphic hardware (Yan et al.,
@@ -25,8 +26,9 @@ class QuantisedBaseline:
         activation_bits: bits of an activation in the ANN.
         steps: time steps of the spiking network.
         spike_rate: its spikes per neuron and step.
-        limit: the spike rate at which both would take the same energy, the events that each spike causes and all else as
-            counted; 0 where the spiking network loses even without a spike.
+        limit: the spike rate at which both would take the same energy, the events that each spike of a neuron causes and all
+            else (spikes of pixels, biases) as counted; 0 where the spiking network loses even without a spike, infinite where
+            it wins and no neuron spiked, so that nothing says what a spike costs.
         published_limit: `PUBLISHED_LIMIT`, for comparison: from another model of the hardware, and for T = 5.
         ann_pj, snn_pj: computing and memory access, in picojoules.
     """
@@ -48,14 +50,18 @@ class QuantisedBaseline:
 
     def __str__(self) -> str:
         """Say on which side of both lines the network falls."""
-        sides = [
+        own, published = [
             f"{'below' if self.spike_rate < limit else 'above'} {100 * limit:.1f} %"
             for limit in (self.limit, self.published_limit)
         ]
+        ann = f"an ANN of {self.activation_bits}-bit activations"
+        said = {
+            0.0: f"even without a spike no less energy than {ann} takes",
+            float("inf"): f"less energy than {ann} takes",
+        }.get(self.limit, f"{own}, where {ann} takes as much energy")
         return (
-            f"{100 * self.spike_rate:.1f} % spikes per neuron and step: {sides[0]}, where an ANN of {self.activation_bits}-bit "
-            f"activations takes as much energy ({self.memory}, {self.weight_bits}-bit weights), and {sides[1]}, the limit of "
-            "arXiv:2409.08290 at T = 5"
+            f"{100 * self.spike_rate:.1f} % spikes per neuron and step: {said} ({self.memory}, {self.weight_bits}-bit "
+            f"weights), and {published}, the limit of arXiv:2409.08290 at T = 5"
         )
 
 
@@ -72,7 +78,8 @@ def quantised_baseline(activity: SpikingActivity, *, memory: str = "sram_32KB", 
         E_multiply = 3.1 pJ * w * b / 32^2,   E_add = 0.1 pJ, in accumulators of 32 bits
 
     MACs and accumulates are exact events, borders left out. That k spikes of an average pool are k accumulates, where the ANN
-    has one MAC, weighs against the spiking network; that the ANN's zeros are not skipped weighs for it.
+    has one MAC, weighs against the spiking network; that the ANN's zeros are not skipped weighs for it. Where spikes of pixels
+    and of neurons are joined before they reach weights, all count as the neurons' for the limit.
 
     Args:
         activity: a monitor that has seen images.
@@ -80,13 +87,13 @@ def quantised_baseline(activity: SpikingActivity, *, memory: str = "sram_32KB", 
         weight_bits: w.
 
     Raises:
+        TypeError: `activity` is no monitor, `weight_bits` no integer.
         ValueError: an unknown memory, or weights of less than one bit.
         RuntimeError: the monitor has seen no image.
     """
-    if memory not in MEMORIES:
-        raise ValueError(f"memory must be one of {tuple(MEMORIES)}, got {memory!r}")
-    if weight_bits < 1:
-        raise ValueError(f"weight_bits must be >= 1, got {weight_bits}")
+    check_activity(activity)
+    check_known("memory", memory, MEMORIES)
+    weight_bits = check_T(weight_bits, name="weight_bits")
     steps, neurons, synapses = activity.steps, sum(activity.neurons.values()), activity.synapses.values()
     bits = max(1, ceil(log2(steps + 1)))
 
@@ -96,12 +103,15 @@ def quantised_baseline(activity: SpikingActivity, *, memory: str = "sram_32KB", 
     ann_pj = sum(layer.dense * mac_pj(bits if layer.sources else PIXEL_BITS) for layer in synapses)
     ann_pj += MEMORIES[memory] * bits * neurons
     analogue = sum(float(layer.analogue_events) for layer in synapses) / activity.images
+    caused = sum(float(layer.events) for layer in synapses if layer.sources) / activity.images
     accumulates = sum(float(layer.events + layer.bias_events) for layer in synapses) / activity.images
     state_pj = MEMORIES[memory] * 2 * STATE_BITS
-    silent_pj = analogue * mac_pj(PIXEL_BITS) + state_pj * neurons * steps
-    spiking_pj = accumulates * (0.1 + MEMORIES[memory] * weight_bits + state_pj) + state_pj * activity.mean * neurons
+    ac_pj = 0.1 + MEMORIES[memory] * weight_bits + state_pj
+    silent_pj = analogue * mac_pj(PIXEL_BITS) + (accumulates - caused) * ac_pj + state_pj * neurons * steps
+    spiking_pj = caused * ac_pj + state_pj * activity.mean * neurons
     rate = activity.mean / steps
-    limit = max(0.0, rate * (ann_pj - silent_pj) / spiking_pj) if spiking_pj else 0.0
+    spared_pj = max(0.0, ann_pj - silent_pj)
+    limit = rate * spared_pj / spiking_pj if spiking_pj else float("inf") if spared_pj else 0.0
     return QuantisedBaseline(
         memory=memory,
         weight_bits=weight_bits,

@@ -1,8 +1,9 @@
 """Compute energy of a spiking network against its ANN, by three accountings (Section VI.B, Table IV)."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from onespike.metrics.activity import SpikingActivity, Synapses
+from onespike.metrics.activity import SpikingActivity, Synapses, check_activity
 
 ACCOUNTINGS = ("paper", "input", "events")
 
@@ -36,7 +37,8 @@ class EnergyReport:
         layers_pj: computing in the spiking network's layers, in picojoules.
         first_layer_ac_pj: accumulates of a first layer that sees frames for pixel spikes at t >= 2, in picojoules; part of
             `snn_pj` under "input" and "events", left out of it under "paper", as the paper does.
-        ceiling: the ratio at no spike at all, where only the first layer's MACs, and the updates of the potentials, remain.
+        ceiling: the ratio at no spike at all, where the first layer's MACs remain, the biases added under "events", and with
+            `memory` what both fetch and the updates of the potentials; infinite where nothing remains.
         memory: a name in `MEMORIES`; None where only computing is counted.
         ann_memory_pj, snn_memory_pj: memory access, in picojoules.
     """
@@ -54,8 +56,19 @@ class EnergyReport:
 
     @property
     def ratio(self) -> float:
-        """How many times less energy the spiking network takes than its ANN."""
-        return (self.ann_pj + self.ann_memory_pj) / (self.snn_pj + self.snn_memory_pj)
+        """How many times less energy the spiking network takes than its ANN; infinite where it takes none."""
+        return ratio_of(self.ann_pj + self.ann_memory_pj, self.snn_pj + self.snn_memory_pj)
+
+
+def ratio_of(ann_pj: float, snn_pj: float) -> float:
+    """Return how many times less energy one takes than the other."""
+    return ann_pj / snn_pj if snn_pj else float("inf")
+
+
+def check_known(name: str, value: str, known: Collection[str]) -> None:
+    """Raise unless `value` is one of the names in `known`."""
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name} must be one of {tuple(known)}, got {value!r}")
 
 
 def energy(
@@ -89,12 +102,14 @@ def energy(
 
     Raises:
         ValueError: an unknown accounting, technology or memory.
-        RuntimeError: the monitor has seen no image.
+        TypeError: `activity` is no monitor.
+        RuntimeError: the monitor has seen no image, or the network never calls one of its spiking layers.
     """
-    settings = (("accounting", accounting, ACCOUNTINGS), ("technology", technology, TECHNOLOGIES), ("memory", memory, MEMORIES))
-    for name, value, known in settings:
-        if value not in known and (name, value) != ("memory", None):
-            raise ValueError(f"{name} must be one of {tuple(known)}, got {value!r}")
+    check_activity(activity)
+    check_known("accounting", accounting, ACCOUNTINGS)
+    check_known("technology", technology, TECHNOLOGIES)
+    if memory is not None:
+        check_known("memory", memory, MEMORIES)
     zeta, images, cost = activity.zeta, activity.images, TECHNOLOGIES[technology]
 
     def accumulates_of(layer: Synapses) -> float:
@@ -116,10 +131,11 @@ def energy(
 
     word_pj = 32 * MEMORIES[memory] if memory else 0.0
     neurons = sum(activity.neurons.values())
+    biases = sum(float(layer.bias_events) for layer in activity.synapses.values()) / images if exact else 0.0
     silent_pj = word_pj * (2 * sum(macs.values()) + 2 * neurons * activity.steps)
     spikes = activity.mean * neurons
     ann_memory_pj = word_pj * (2 * dense + neurons)
-    floor_pj = sum(macs.values()) * cost.mac_pj + silent_pj
+    floor_pj = sum(macs.values()) * cost.mac_pj + biases * cost.ac_pj + silent_pj + word_pj * 3 * biases
     return EnergyReport(
         accounting=accounting,
         technology=technology,
@@ -127,7 +143,7 @@ def energy(
         snn_pj=sum(layers_pj.values()),
         layers_pj=layers_pj,
         first_layer_ac_pj=first_layer_ac_pj,
-        ceiling=(dense * cost.mac_pj + ann_memory_pj) / floor_pj if floor_pj else float("inf"),
+        ceiling=ratio_of(dense * cost.mac_pj + ann_memory_pj, floor_pj),
         memory=memory,
         ann_memory_pj=ann_memory_pj,
         snn_memory_pj=silent_pj + word_pj * (3 * sum(accumulates.values()) + 2 * spikes),

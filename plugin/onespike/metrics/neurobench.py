@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from onespike.metrics.activity import SpikingActivity
+from onespike.metrics.activity import SpikingActivity, check_activity, check_network
 from onespike.metrics.macs import WEIGHTED
 
 
@@ -24,12 +24,16 @@ def neurobench_report(network: nn.Module, activity: SpikingActivity) -> dict[str
         activity: a monitor that has seen images in it.
 
     Raises:
-        ValueError: the network has no Conv or Linear layer.
+        TypeError: the network is no module, or `activity` no monitor.
+        ValueError: the network has no Conv or Linear layer, or is not the one that was watched.
         RuntimeError: the monitor has seen no image.
     """
+    check_network(network)
     weights = [module.weight for module in network.modules() if isinstance(module, WEIGHTED)]
     if not weights:
         raise ValueError(f"network must hold a Conv or Linear layer, got {type(network).__name__} without any")
+    check_activity(activity)
+    activity.check_watched(network)
     steps, images = activity.steps, activity.images
     synapses = [layer for layer in activity.synapses.values() if layer.macs]
     updates = sum(layer.updates for layer in activity.layers.values())

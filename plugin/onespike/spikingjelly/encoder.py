@@ -123,6 +123,11 @@ class HybridEncoder(CopyableMemory):
         self._T = check_T(value)
 
     @property
+    def emits_spikes(self) -> bool:
+        """Whether spikes are all that is emitted, so that `onespike.metrics` counts no multiplication behind it."""
+        return not self.analogue
+
+    @property
     def intensity_range(self) -> IntensityRange:
         """The range in force, as given: a name, or (Imin, Imax) as tensors."""
         return self.own_range or (self.low, self.high)

@@ -8,7 +8,7 @@ from matplotlib.ticker import FormatStrFormatter, NullFormatter
 from cifar.reporting.drawing import HOLLOW, LINE, MARKERS, Figure, lines_of, wrapped
 from cifar.reporting.paper import CEILING
 from cifar.reporting.rows import Row
-from cifar.reporting.tables import Seeds, Table, half_width, ratio, spikes_of
+from cifar.reporting.tables import Seeds, Table, ceiling, half_width, ratio, spikes_of
 from onespike.metrics.energy import ACCOUNTINGS, TECHNOLOGIES
 from onespike.plots import PALETTE
 
@@ -47,8 +47,8 @@ def energy_figure(rows: list[Row]) -> Figure:
     table = Table(f"energy-{rows[0].slug}", title, header)
     for row in rows:
         cells = [Seeds(row.trained(lambda trained, kind=kind: ratio(trained, *kind)), 1) for kind in kinds]
-        table.rows.append([row.variant, *cells, row.results[0]["trained"]["energy"]["int32_45nm"]["paper"]["ceiling"]])
-    ceilings = [value for *_, value in table.rows if value < float("inf")]  # type: ignore[operator]
+        table.rows.append([row.variant, *cells, ceiling(row.results[0]) or "no limit"])
+    ceilings = [value for *_, value in table.rows if isinstance(value, float)]
     names = [f"{technology.split('_')[0]}, {accounting}" for technology, accounting in kinds]
 
     def draw(ax: Any) -> None:

@@ -209,15 +209,20 @@ def energy_table(rows: list[Row]) -> Table:
         table.rows.append([paper, times, *[None] * (len(kinds) - 1), CEILING if data == "cifar10" else None])
     for row in rows:
         cells = [Seeds(row.trained(lambda trained, kind=kind: ratio(trained, *kind)), 1) for kind in kinds]
-        ceilings = [result["trained"]["energy"]["int32_45nm"]["paper"]["ceiling"] for result in row.results]
-        ceiling = Seeds(ceilings, 1) if all(value < float("inf") for value in ceilings) else "no limit"
-        table.rows.append([row.name, *cells, ceiling])
+        ceilings = [value for result in row.results if (value := ceiling(result)) is not None]
+        table.rows.append([row.name, *cells, Seeds(ceilings, 1) if len(ceilings) == len(row.results) else "no limit"])
     table.note = (
         "Computing alone, 45 nm. int32: MAC 3.2 pJ, accumulate 0.1 pJ, the paper's; fp32: 4.6 and 0.9. Accountings: paper (eq. "
         "25), input (spikes that arrive), events (each synapse that a spike reaches). At no spike: what the first layer's MACs "
         "leave of the ratio, int32, paper."
     )
     return table
+
+
+def ceiling(result: dict[str, Any]) -> float | None:
+    """Return the ratio at no spike, None where nothing bounds it, which earlier versions of the recipe wrote as infinite."""
+    value = result["trained"]["energy"]["int32_45nm"]["paper"]["ceiling"]
+    return None if value == float("inf") else value
 
 
 def ratio(trained: dict[str, Any], technology: str, accounting: str) -> float:
