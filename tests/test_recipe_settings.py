@@ -172,7 +172,9 @@ def test_every_peer_runs_on_the_backbone(peer, monkeypatch, tmp_path, capsys):
     few = [*FEW, f"T={min(own.T, 9)}", "calibration_T=20", "threshold_scales=[0.2]"]
     steps = ["ann.max_steps=2", "snn.max_steps=2", "ann.batch_size=8", "snn.batch_size=8"]
     train(monkeypatch, EVIDENCE, peer, "--out", tmp_path, "--device", "cpu", "--set", *TINY, *few, *steps)
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    text = (tmp_path / "metrics.json").read_text()
+    assert "Infinity" not in text, "JSON has no such number"
+    metrics = json.loads(text)
     for name in ("encoder", "neuron", "single_spike", "learn_leak", "learn_threshold", "leak"):
         assert metrics["config"][name] == getattr(own, name)
     results, out = metrics["results"], capsys.readouterr().out

@@ -13,6 +13,8 @@ import pytest
 from recipe_runs import CONFIGS, DIGITS, RECIPES, SHORT, outcome, train
 
 import report as script
+from cifar.reporting.dots import energy_figure
+from cifar.reporting.tables import energy_table
 
 RECORDED = RECIPES.parent / "benchmarks" / "results" / "recipes"
 STEPS = [*SHORT, "conversion_images=20", "ann.max_steps=2", "snn.max_steps=2"]
@@ -222,6 +224,15 @@ def test_peers_stand_beside_what_the_paper_reports_of_them(tmp_path):
     assert row.peer == "diet_snn"
     reported = "| Rathi & Roy 2020 | conversion + STDB | direct | VGG-16, CIFAR-10 | 92.70 | 5 "
     assert f"{reported}| {row.name} | 78.06 | 5 | 0.762 |" in script.markdown(script.read_runs([tmp_path / "a"])).splitlines()
+
+
+@pytest.mark.parametrize("unlimited", [None, float("inf")], ids=["null", "as earlier versions wrote it"])
+def test_a_network_whose_ratio_nothing_bounds_has_no_limit(unlimited, tmp_path):
+    usual = metrics_of("cifar10_vgg6_small-seed0")
+    usual["results"]["trained"]["energy"]["int32_45nm"]["paper"]["ceiling"] = unlimited
+    rows = script.read_runs([written(tmp_path / "a", usual)]).rows
+    assert energy_table(rows).rows[-1][-1] == "no limit"
+    assert energy_figure(rows).table.rows[-1][-1] == "no limit"
 
 
 def test_the_recorded_runs_make_the_recorded_report():
