@@ -143,7 +143,7 @@ class DCTEncoder(SpikeEncoder):
         low, high = (float(values.kthvalue(1 + place).values) for place in (rank, len(values) - 1 - rank))
         if not low < 0 < high:
             raise ValueError(
-                f"images must have components of either sign at the percentile {percentile:g}, got {low} and {high} there: "
+                f"images must have components of either sign at the percentile {percentile:g}, got {low:g} and {high:g} there: "
                 "take images that are not of one colour, or a higher percentile"
             )
         return cls(T, low, high, step_mode)

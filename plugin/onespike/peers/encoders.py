@@ -128,7 +128,8 @@ class PhaseEncoder(SpikeEncoder):
 
     def spikes(self, x: Tensor) -> Tensor:
         """Return the bits of images [N, *], each as large as its place and of the pixel's sign: [T, N, *]."""
-        host, fraction = encoding.WeightedPhaseEncoder(PERIOD), (x.abs() / self.unit).clamp(max=1 - 2.0**-PERIOD)
+        host = encoding.WeightedPhaseEncoder(PERIOD)
+        fraction = (x.abs() / self.unit).nan_to_num(0.0).clamp(max=1 - 2.0**-PERIOD)  # the host asserts a range
         period = torch.stack([host(fraction) * phase_size(step) for step in range(PERIOD)])
         return period.repeat(-(-self.T // PERIOD), *[1] * x.dim())[: self.T] * sign_of(x)
 
