@@ -275,6 +275,14 @@ def test_a_state_dict_restores_what_is_computed(name):
     assert {buffer.dtype for buffer in one.half().buffers()} == {torch.float32}, "they are not rounded"
 
 
+@pytest.mark.parametrize(("name", "number"), [("phase", "v_threshold"), ("kernel", "v_threshold"), ("kernel encoder", "unit")])
+def test_numbers_that_were_loaded_are_looked_at(name, number):
+    module = SAVED[name][0]()
+    module.load_state_dict({**module.state_dict(), number: torch.tensor(float("nan"))})
+    with pytest.raises(ValueError, match=f"{number} must be > 0, got nan"):
+        module(signed(8, 3, 4, 4))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_states_are_float32_and_spikes_have_the_dtype_of_the_input(dtype):
     x_seq = (signed(8, 4, 3, 4, 4) / 4).to(dtype)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from onespike.functional.checks import check_floating, check_T
 from onespike.kernels.reference import state_dtype
-from onespike.peers.numbers import check_tau
+from onespike.peers.numbers import check_number
 
 PERIOD = 8
 """Phases of weighted spikes, after which their sizes begin again (Kim et al., 2018)."""
@@ -34,7 +34,7 @@ def decay_kernel(T: int, tau: Tensor | float, like: Tensor) -> Tensor:
     """
     check_floating("like", like, 0, "[*]")
     T = check_T(T)
-    check_tau(tau)
+    check_number("tau", tau)
     return torch.exp(torch.arange(T, dtype=state_dtype(like.dtype), device=like.device) / -tau).to(like.dtype)
 
 

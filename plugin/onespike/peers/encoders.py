@@ -11,7 +11,7 @@ from onespike.functional.checks import can_look_at, check_finite, check_floating
 from onespike.functional.sequences import Presenter
 from onespike.kernels.reference import state_dtype
 from onespike.peers.codes import PERIOD, kernel_spikes, phase_size
-from onespike.peers.numbers import NumberedModule, positive
+from onespike.peers.numbers import NumberedModule, check_number, positive
 from onespike.spikingjelly import HybridEncoder
 
 
@@ -67,6 +67,7 @@ class SpikeEncoder(NumberedModule):
         """Check images [N, *] and map them to the whole sequence [T, N, *]."""
         check_floating("x", x, 1, "[N, *]")
         check_finite("x", x)
+        check_number("unit", self.unit)
         return self.spikes(x.detach().to(state_dtype(x.dtype))).to(x.dtype)
 
     def multi_step_forward(self, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from onespike.functional.checks import can_look_at, check_floating, check_T, ext
 from onespike.functional.lif import not_finite
 from onespike.kernels.reference import state_dtype
 from onespike.peers.codes import kernel_spikes, phase_size
-from onespike.peers.numbers import NumberedModule, as_real, check_sequence, positive
+from onespike.peers.numbers import NumberedModule, as_real, check_number, check_sequence, positive
 
 
 def require_finite(v: Tensor, x_seq: Tensor, before: Any = None) -> None:
@@ -63,6 +63,7 @@ class SizedSpikeNode(NumberedModule):
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """Map currents [T, N, *] to spikes [T, N, *], going on from the stored state."""
         check_sequence(x_seq, 2, "[T, N, *]")
+        check_number("v_threshold", self.v_threshold)
         before = self.v
         if isinstance(before, Tensor) and before.shape != x_seq.shape[1:]:
             raise ValueError(
@@ -177,6 +178,7 @@ class KernelNode(NumberedModule):
         check_floating("x_seq", x_seq, 2, "[T, N, *]")
         if len(x_seq) != self.T:
             raise ValueError(f"x_seq must have the {self.T} steps of a window, got {len(x_seq)}")
+        check_number("v_threshold", self.v_threshold)
         v = x_seq.detach().sum(0, dtype=state_dtype(x_seq.dtype))
         require_finite(v, x_seq)
         self.v = v

@@ -29,10 +29,10 @@ def positive(name: str, value: Any) -> float:
     return number
 
 
-def check_tau(tau: Tensor | float) -> None:
-    """Raise unless a time constant is a finite number above 0; nothing is looked at on other devices than a CPU."""
-    if not isinstance(tau, Tensor) or can_look_at(tau):
-        positive("tau", tau)
+def check_number(name: str, value: Tensor | float) -> None:
+    """Raise unless `value`, such as one that was loaded, is a finite number above 0; on a CPU alone if it is a tensor."""
+    if not isinstance(value, Tensor) or can_look_at(value):
+        positive(name, value)
 
 
 def check_sequence(x_seq: Tensor, dims: int, layout: str) -> None:
