@@ -1,14 +1,17 @@
 """Other codes: each encoder, neuron and norm by its paper's definition, in converted networks, and in the counters."""
 
+import re
 import sys
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
-from spikingjelly.activation_based import functional, layer
+from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
-from onespike.conversion import SpikingNetwork, convert
+from onespike.conversion import ConversionError, SpikingNetwork, compare, convert
+from onespike.functional.checks import NotFiniteError
 from onespike.metrics import SpikingActivity, energy
 from onespike.peers import (
     BatchNormThroughTime,
@@ -27,7 +30,7 @@ from onespike.peers import (
     ycbcr_blocks,
     zigzag,
 )
-from onespike.spikingjelly import SingleSpikeLIFNode, SpikeMaxPool
+from onespike.spikingjelly import DirectEncoder, SingleSpikeLIFNode, SpikeMaxPool
 
 
 def signed(*shape):
@@ -111,7 +114,6 @@ def test_a_kernel_neuron_integrates_a_window_and_fires_in_the_next():
     assert torch.equal(s_seq, kernel_spikes(x_seq.sum(0) / 2, 20, 5.0))
     assert torch.equal(node(x_seq.flip(0)).argmax(0), s_seq.argmax(0)), "when a current came says nothing"
     encoder = KernelEncoder(20, unit=2.0)
-    assert encoder.tau == KernelNode(T=20).tau == 5
     assert torch.equal(encoder(x_seq[0]), kernel_spikes(x_seq[0].abs() / 2, 20, 5.0) * x_seq[0].sign())
 
 
@@ -194,6 +196,129 @@ def test_encoders_step_as_they_run_at_once(encoder):
     functional.reset_net(encoder)
 
 
+def test_the_steps_of_a_presentation_are_those_of_one_encoding():
+    x, encoder = signed(2, 3), PoissonEncoder(6)
+    torch.manual_seed(1)
+    at_once = encoder(x)
+    functional.set_step_mode(encoder, "s")
+    torch.manual_seed(1)
+    assert torch.equal(torch.stack([encoder(x.clone()) for _ in range(6)]), at_once), "all steps are drawn at the first one"
+    functional.reset_net(encoder)
+    encoder(x)
+    for other in (x + 1, x[:1]):
+        with pytest.raises(ValueError, match=r"x must be the images of the earlier steps, \(2, 3\), got others, .* reset_net"):
+            encoder(other)
+
+
+NODES = [PhaseNode, BurstNode, lambda v_threshold=1.0: KernelNode(v_threshold, T=8)]
+NODE_NAMES = ["phase", "burst", "kernel"]
+
+
+@pytest.mark.parametrize("make", NODES, ids=NODE_NAMES)
+def test_potentials_that_are_not_finite_are_named(make):
+    for value, counts in ((float("nan"), "1 NaN and 0 Inf"), (float("-inf"), "0 NaN and 1 Inf")):
+        x_seq, node = signed(8, 2, 3), make()
+        x_seq[3, 1, 1] = value
+        with pytest.raises(NotFiniteError, match=f"x_seq must be finite, got {counts} in 48 values"):
+            node(x_seq)
+        assert node.v == 0.0, "the state is as before"
+    with pytest.raises(NotFiniteError, match="x_seq must not overflow the potential, got values from 3"):
+        make()(torch.full((8, 2, 3), 3e38))
+    assert make()(torch.zeros(8, 0, 3)).shape == (8, 0, 3)
+
+
+@pytest.mark.parametrize("make", NODES, ids=NODE_NAMES)
+def test_nan_goes_on_to_the_spikes_where_nobody_looks(make, monkeypatch):
+    monkeypatch.setattr("onespike.peers.neurons.can_look_at", lambda x: False)  # as on a GPU
+    x_seq = signed(8, 2, 3)
+    x_seq[0, 1, 1] = float("nan")
+    s_seq = make()(x_seq)
+    assert s_seq[:, 1, 1].isnan().all()
+    assert s_seq.isnan().sum() == 8
+
+
+@pytest.mark.parametrize("make", [PoissonEncoder, PhaseEncoder, KernelEncoder, lambda T: DCTEncoder(T, -0.1, 0.1)])
+def test_encoders_pass_nan_on_where_nobody_looks(make, monkeypatch):
+    monkeypatch.setattr("onespike.functional.checks.can_look_at", lambda x: False)
+    x = signed(1, 1, 4, 8)
+    x[0, 0, 0, 0] = float("nan")
+    s_seq = make(3)(x)
+    assert s_seq[:, 0, 0, 0, 0].isnan().all()
+    assert not s_seq[..., 4:].isnan().any(), "nor does it spread"
+
+
+SAVED = {
+    "phase": (lambda: PhaseNode(0.3), PhaseNode),
+    "burst": (lambda: BurstNode(0.3, first=0.5, beta=1.5), BurstNode),
+    "kernel": (lambda: KernelNode(0.3, T=8, tau=3.0), lambda: KernelNode(T=8)),
+    "kernel, T / 4": (lambda: KernelNode(0.3, T=8), lambda: KernelNode(T=8, tau=3.0)),
+    "phase encoder": (lambda: PhaseEncoder(8, unit=0.7), lambda: PhaseEncoder(8)),
+    "kernel encoder": (lambda: KernelEncoder(8, unit=0.7, tau=3.0), lambda: KernelEncoder(8)),
+    "cosines": (lambda: DCTEncoder(8, -0.03, 0.02), lambda: DCTEncoder(8, -0.1, 0.1)),
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_a_state_dict_restores_what_is_computed(name):
+    make, make_other = SAVED[name]
+    one, other, x = make(), make_other(), signed(8, 3, 4, 4)
+    expected = one(x)
+    assert not torch.equal(other(x), expected)
+    functional.reset_net(other)
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(other(x), expected)
+    assert getattr(other, "unit", None) == getattr(one, "unit", None)
+    functional.reset_net(one)
+    before = make()
+    before.load_state_dict({})  # from before there were numbers in it
+    assert torch.equal(before(x), expected)
+    assert {buffer.dtype for buffer in one.half().buffers()} == {torch.float32}, "they are not rounded"
+
+
+@pytest.mark.parametrize(("name", "number"), [("phase", "v_threshold"), ("kernel", "v_threshold"), ("kernel encoder", "unit")])
+def test_numbers_that_were_loaded_are_looked_at(name, number):
+    module = SAVED[name][0]()
+    module.load_state_dict({**module.state_dict(), number: torch.tensor(float("nan"))})
+    with pytest.raises(ValueError, match=f"{number} must be > 0, got nan"):
+        module(signed(8, 3, 4, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_states_are_float32_and_spikes_have_the_dtype_of_the_input(dtype):
+    x_seq = (signed(8, 4, 3, 4, 4) / 4).to(dtype)
+    wide = x_seq if dtype == torch.float64 else x_seq.float()
+    makes = [lambda: PhaseNode(0.3), lambda: BurstNode(0.3, beta=1.3), lambda: KernelNode(0.3, T=8)]
+    for make in makes:
+        node, twin = make(), make()
+        s_seq, expected = node(x_seq), twin(wide)
+        assert s_seq.dtype == dtype
+        assert node.v.dtype == wide.dtype
+        assert torch.equal(s_seq, expected.to(dtype)), "one rounding, at the end"
+    x, wide = x_seq[0] * 4, wide[0] * 4
+    for encoder in (PhaseEncoder(9, 0.9), KernelEncoder(64, 0.9), DCTEncoder(48, -0.03, 0.02)):
+        assert encoder(x).dtype == dtype
+        assert torch.equal(encoder(x), encoder(wide).to(dtype))
+    assert PoissonEncoder(3)(x).dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rare_spikes_are_as_rare_in_half_precision(dtype):
+    torch.manual_seed(0)
+    rate = 2.0**-12  # a draw of 8 bits is 0, which is never above it, 16 times as often
+    s_seq = PoissonEncoder(100)(torch.full((1, 20000), rate, dtype=dtype))
+    assert s_seq.float().mean().item() == pytest.approx(rate, rel=0.2)  # four standard deviations are 0.18
+
+
+def test_the_kernel_follows_a_T_that_is_set():
+    x, encoder, given = signed(2, 5), KernelEncoder(8), KernelEncoder(8, tau=2.0)
+    encoder.T = given.T = 32
+    assert torch.equal(encoder(x), KernelEncoder(32)(x))
+    assert torch.equal(given(x), KernelEncoder(32, tau=2.0)(x))
+    node, window = KernelNode(T=8), signed(32, 2, 5)
+    node.T = 32
+    assert torch.equal(node(window), KernelNode(T=32)(window))
+
+
 @pytest.mark.parametrize("make", [PhaseNode, BurstNode], ids=["phase", "burst"])
 def test_neurons_step_as_they_run_at_once(make):
     x_seq, node = signed(20, 3, 30), make(0.7)
@@ -250,10 +375,36 @@ def test_batch_norm_through_time_names_the_host_that_it_needs(monkeypatch):
         (lambda: DCTEncoder(5, 0.1, 0.2), "low and high must be finite, with low < 0 < high, got 0.1 and 0.2"),
         (lambda: DCTEncoder.calibrated(5, signed(1, 3, 4, 4), percentile=50), r"percentile must be in \(50, 100\], got 50"),
         (lambda: DCTEncoder.calibrated(5, signed(1, 3, 4, 4)[:0]), "images must hold at least one image"),
-        (lambda: DCTEncoder.calibrated(5, torch.ones(1, 3, 4, 4)), "low and high must be finite, with low < 0 < high"),
+        (lambda: DCTEncoder.calibrated(5, torch.ones(1, 3, 4, 4)), "images must have components of either sign at the perc"),
+        (lambda: DCTEncoder.calibrated(5, torch.zeros(1, 3, 4, 4)), "at the percentile 93.5, got -?0 and -?0 there"),
+        (lambda: DCTEncoder.calibrated(5, signed(1, 3, 6, 4)), r"images must be \[N, C, H, W\] with H and W multiples of 4"),
+        (lambda: DCTEncoder(5, -float("inf"), 1.0), "low and high must be finite, with low < 0 < high"),
+        (lambda: PoissonEncoder(5, unit=torch.ones(3)), r"unit must be one number for the layer, got a tensor of shape \(3,\)"),
+        (lambda: PhaseEncoder(5, unit=float("nan")), "unit must be > 0, got nan"),
         (lambda: DCTEncoder(5, -1, 1)(signed(1, 3, 6, 4)), r"x must be \[N, C, H, W\] with H and W multiples of 4, got shape"),
         (lambda: ycbcr_blocks(signed(1, 1, 4, 4)), r"x must be \[N, 3, H, W\] with even H and W, got shape \(1, 1, 4, 4\)"),
         (lambda: ycbcr_blocks(signed(1, 3, 5, 4)), "with even H and W"),
+        (lambda: ycbcr_blocks(signed(1, 3, 4, 4, 4)), "with even H and W"),
+        (lambda: ycbcr_blocks(signed(1, 3, 0, 0)), "with even H and W"),
+        (lambda: dct_components(signed(1, 3, 4, 4, 4)), r"multiples of 4, got shape \(1, 3, 4, 4, 4\)"),
+        (lambda: dct_components(signed(1, 3, 0, 4)), "multiples of 4"),
+        (lambda: kernel_spikes(signed(2, 3), 4, 0), "tau must be > 0, got 0.0"),
+        (lambda: kernel_spikes(signed(2, 3), 4, -1), "tau must be > 0, got -1.0"),
+        (lambda: kernel_spikes(signed(2, 3), 4, torch.tensor(-1.0)), "tau must be > 0, got -1.0"),
+        (lambda: decay_kernel(-1, 2.0, signed(1)), "T must be >= 1, got -1"),
+        (lambda: phase_size(3, 0), "period must be >= 1, got 0"),
+        (lambda: PhaseNode()(signed(0, 2, 3)), r"x_seq must hold at least one time step, T >= 1, got shape \(0, 2, 3\)"),
+        (lambda: BurstNode()(signed(0, 2, 3)), "x_seq must hold at least one time step"),
+        (lambda: BatchNormThroughTime(3, 2)(signed(0, 2, 3, 4, 4)), "x_seq must hold at least one time step"),
+        (
+            lambda: BatchNormThroughTime(3, 2)(signed(2, 2, 4, 4, 4)),
+            r"x must be \[N, 3, H, W\] at each step, got",
+        ),
+        (lambda: BatchNormThroughTime(3, 2)(signed(2, 2, 3)), r"x must be \[N, 3, H, W\] at each step, got shape \(2, 3\)"),
+        (
+            lambda: BatchNormThroughTime(3, 2, 0, "s")(signed(2, 3, 4)),
+            r"x must be \[N, 3\] at each step, got shape",
+        ),
         (lambda: PhaseNode(0.0), "v_threshold must be > 0, got 0.0"),
         (lambda: BurstNode(first=0.0), r"first must be in \(0, 1\], got 0.0"),
         (lambda: BurstNode(beta=0.5), "beta must be >= 1 and finite, got 0.5"),
@@ -265,6 +416,36 @@ def test_batch_norm_through_time_names_the_host_that_it_needs(monkeypatch):
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("value", ["1", None, [1.0], True, 1j], ids=repr)
+def test_what_is_no_number_is_named(value):
+    makes = {
+        "v_threshold": [PhaseNode, BurstNode, lambda value: KernelNode(value, T=3)],
+        "unit": [partial(make, 3) for make in (PoissonEncoder, PhaseEncoder, KernelEncoder)],
+        "tau": [lambda value: kernel_spikes(signed(2), 3, value)],
+        "first": [lambda value: BurstNode(first=value)],
+        "beta": [lambda value: BurstNode(beta=value)],
+        "low": [lambda value: DCTEncoder(3, value, 1.0)],
+        "high": [lambda value: DCTEncoder(3, -1.0, value)],
+        "percentile": [lambda value: DCTEncoder.calibrated(3, signed(1, 3, 4, 4), value)],
+    }
+    if value is not None:  # which says T / 4 there
+        makes["tau"] += [lambda value: KernelEncoder(3, tau=value), lambda value: KernelNode(T=3, tau=value)]
+    for name, calls in makes.items():
+        for call in calls:
+            with pytest.raises(TypeError, match=f"^{name} must be a number, got {re.escape(repr(value))} of type"):
+                call(value)
+    assert PhaseNode(torch.tensor(2.0)).v_threshold == PhaseNode(np.float32(2)).v_threshold == PhaseNode(2).v_threshold == 2
+
+
+def test_what_are_no_tensors_is_named():
+    norm = BatchNormThroughTime(3, 2, dims=0, step_mode="s")
+    for call in (norm, lambda x: DCTEncoder.calibrated(4, x), lambda x: kernel_spikes(x, 4, 1.0)):
+        with pytest.raises(TypeError, match=r"must be a torch\.Tensor, got list"):
+            call([signed(1, 3)])
+        with pytest.raises(TypeError, match=r"must be a floating-point tensor, got torch\.int64"):
+            call(torch.ones(2, 3, dtype=torch.int64))
 
 
 def test_whole_numbers_are_no_images():
@@ -317,6 +498,37 @@ def test_a_network_of_each_code_steps_as_it_runs_at_once(code):
     for _ in range(5):
         stepped = network(images)
     torch.testing.assert_close(stepped.potential, currents.sum(0))
+
+
+@pytest.mark.parametrize("code", ["phase", "burst", "kernel"])
+def test_maximum_pools_of_sized_spikes_are_refused_by_name(code):
+    encoder, neuron, T, _ = CODES[code]
+    ann = small_ann()
+    ann[2] = nn.MaxPool2d(2)
+    with pytest.raises(ConversionError, match=r"2 \(SpikeMaxPool\) must take spikes of 0 and 1, got those of .*Node.* average"):
+        convert(ann, signed(4, 3, 8, 8), encoder=encoder(T), neuron=neuron, threshold_scale=1.0, timesteps=5)
+    assert convert(ann, signed(4, 3, 8, 8), encoder=encoder(4), neuron=RATE, timesteps=5).T == 4
+
+
+@pytest.mark.parametrize("unit", ["ms", "1", 0.0, -2, float("nan"), [1.0], torch.ones(3)], ids=repr)
+def test_an_encoders_unit_that_is_no_number_is_named(unit):
+    encoder = DirectEncoder(4)
+    encoder.unit = unit
+    with pytest.raises(ValueError, match=r"encoder\.unit must be a number > 0, got .* of DirectEncoder"):
+        convert(small_ann(), signed(4, 3, 8, 8), encoder=encoder, timesteps=5)
+
+
+@pytest.mark.parametrize("code", ["phase", "burst", "kernel", "host"])
+def test_networks_of_other_neurons_are_compared_with_their_ann(code):
+    host = DirectEncoder, lambda leak, v_threshold: neuron.IFNode(v_threshold, step_mode="m"), 8, None
+    encoder, make, T, _ = {**CODES, "host": host}[code]
+    ann, images = small_ann(), signed(8, 3, 8, 8)
+    network = convert(ann, images, encoder=encoder(T), neuron=make, threshold_scale=1.0, timesteps=20)
+    rows = {row.name: row for row in compare(ann, network, images).rows}
+    for name, node in network.nodes().items():
+        assert rows[name].became == type(node).__name__
+        assert rows[name].threshold == pytest.approx(float(node.v_threshold))
+        assert rows[name].error < 0.7
 
 
 def test_windows_cannot_be_stepped_through():

@@ -83,12 +83,29 @@ def test_spikes_alone_need_a_second_step():
         (["neuron=phase", "snn.epochs=0"], "encoder must be phase for neuron=phase, got hybrid"),
         (["neuron=kernel", "snn.epochs=0"], "encoder must be kernel for neuron=kernel, got hybrid"),
         (["neuron=burst"], "snn.epochs must be 0 for neuron=burst, which has no gradient, got 5"),
+        (
+            ["neuron=burst", "snn.epochs=0", "calibration=one_spike"],
+            "calibration must be percentile for neuron=burst, whose spikes have a size, got one_spike",
+        ),
+        (["neuron=bntt", "calibration=one_spike"], "calibration must be percentile for neuron=bntt, whose currents are normal"),
+        (["neuron=burst", "snn.epochs=0", "leak=0.8"], "leak must be 1.0 for neuron=burst, which has no such thing, got 0.8"),
+        (["neuron=burst", "snn.epochs=0", "learn_leak=false"], "learn_leak must be True for neuron=burst"),
+        (["neuron=burst", "snn.epochs=0", "learn_threshold=false"], "learn_threshold must be True for neuron=burst"),
+        (["neuron=burst", "snn.epochs=0", "single_spike=false"], "single_spike must be True for neuron=burst"),
         (["neuron=bntt", "model=resnet8"], "model must be a vgg for neuron=bntt, which takes no biases, got resnet8"),
     ],
 )
 def test_codes_that_do_not_go_together_are_named(pairs, message):
     with pytest.raises(ConfigError, match=message):
         load_config([DIGITS], pairs)
+
+
+def test_peers_of_other_neurons_are_refused_by_name_on_the_short_schedule():
+    for peer in PEERS:
+        neuron = load_config([EVIDENCE, peer]).neuron
+        if neuron != "lif":
+            with pytest.raises(ConfigError, match=f"calibration must be percentile for neuron={neuron}, .* got one_spike"):
+                load_config([CONFIGS / "short.yaml", peer])
 
 
 def test_settings_that_exclude_each_other_are_named():

@@ -167,6 +167,8 @@ CODES = {"phase": ("phase", "burst"), "kernel": ("kernel",)}
 """Encoders whose spikes only some neurons understand."""
 NEURONS = {"phase": ("phase",), "kernel": ("kernel",)}
 """Neurons that understand the spikes of some encoders alone."""
+IGNORED = dict.fromkeys(("phase", "burst", "kernel"), ("leak", "learn_leak", "learn_threshold", "single_spike"))
+"""Neurons of other codes, and the settings of LIF neurons that they do not have."""
 
 
 LARGEST, SMALLEST = 3.4e38, 1.2e-38
@@ -245,6 +247,13 @@ def check_codes(config: Config) -> None:
         raise ConfigError(f"encoder must be {' or '.join(NEURONS[neuron])} for neuron={neuron}, got {encoder}")
     if neuron in ("phase", "burst", "kernel") and config.snn.epochs:
         raise ConfigError(f"snn.epochs must be 0 for neuron={neuron}, which has no gradient, got {config.snn.epochs}")
+    if neuron != "lif" and config.calibration == "one_spike":
+        fits = "whose spikes have a size" if neuron in IGNORED else "whose currents are normalised, whatever the weights"
+        raise ConfigError(f"calibration must be percentile for neuron={neuron}, {fits}, got one_spike")
+    for name in IGNORED.get(neuron, ()):
+        default, value = getattr(Config, name), getattr(config, name)
+        if value != default:
+            raise ConfigError(f"{name} must be {default} for neuron={neuron}, which has no such thing, got {value}")
     if neuron != "lif" and config.model in BLOCKS:
         raise ConfigError(f"model must be a vgg for neuron={neuron}, which takes no biases, got {config.model}")
 

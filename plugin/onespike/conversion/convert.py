@@ -1,8 +1,10 @@
 """From a trained ANN to a spiking network ready to be trained (Section V)."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import inf, nan
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from onespike.conversion.assemble import Assembly, largest
 from onespike.conversion.calibrate import calibrate_thresholds
 from onespike.conversion.network import SpikingNetwork
-from onespike.conversion.rules import NEURON, ConversionError, Layer, check_images, read_ann, with_dropout
+from onespike.conversion.rules import MAX_POOL, NEURON, ConversionError, Layer, check_images, read_ann, with_dropout
 from onespike.functional.checks import check_positive, check_T
 from onespike.spikingjelly import HybridEncoder, SingleSpikeLIFNode, SpikeTimeReadout
 
@@ -50,12 +52,13 @@ def convert(
         leak: initial leak of every neuron, in [0, 1].
         percentile: see `calibrate_thresholds`.
         neuron: called as neuron(leak=..., v_threshold=...) for each ReLU, such as
-            functools.partial(SingleSpikeLIFNode, single_spike=False).
+            functools.partial(SingleSpikeLIFNode, single_spike=False). Neurons whose attribute `sized` is true, as spikes of
+            theirs are not 1, are refused beside maximum pools.
         encoder: module [N, *] -> [T, N, *] with an attribute T, which then stands in place of the argument T; None for a
             `HybridEncoder` over the range of each channel of `images` (of all of them, unless they are [N, C, H, W]). Where the
             range of a `HybridEncoder` without a `unit` spans less than 0.5 or more than 10, a copy takes the span for its
-            unit. The first threshold is divided by the attribute `unit` of an encoder that has one: the intensity that 1 stands
-            for.
+            unit. The first threshold is divided by the attribute `unit` of an encoder that has one, a number > 0: the intensity
+            that 1 stands for.
         dropout: probability for every dropout layer, in [0, 1); None keeps the ANN's. One mask serves all steps of an image.
         thresholds: what `calibrate_thresholds` returned, to calibrate once for several scales.
         timesteps, batch_size: see `calibrate_thresholds`.
@@ -64,7 +67,8 @@ def convert(
         The spiking network, on the device of the ANN.
 
     Raises:
-        ConversionError: the ANN cannot be converted; the message names every module in the way and the remedy.
+        ConversionError: the ANN cannot be converted, or not with this `neuron`; the message names every module in the way and
+            the remedy.
         TypeError, ValueError: an argument leaves its range.
     """
     T = check_T(T)
@@ -76,6 +80,9 @@ def convert(
     check_images(plan.layers, images)
     if not len(images):
         raise ValueError(f"images must hold at least one image, got shape {tuple(images.shape)}")
+    if encoder is None:
+        encoder = HybridEncoder(T, intensity_range_of(images))
+    encoder, image_unit = in_unit_of_spikes(encoder)
     if thresholds is None:
         thresholds = calibrate_thresholds(ann, images, percentile=percentile, timesteps=timesteps, batch_size=batch_size)
     missing = [layer.name for layer in plan.layers if layer.kind == NEURON and layer.name not in thresholds]
@@ -84,9 +91,6 @@ def convert(
     if dropout is not None:
         plan = replace(plan, layers=with_dropout(plan.layers, dropout))
 
-    if encoder is None:
-        encoder = HybridEncoder(T, intensity_range_of(images))
-    encoder, image_unit = in_unit_of_spikes(encoder)
     once = isinstance(encoder, HybridEncoder)
     assembly = Assembly(plan, images, lambda _, layer: thresholds[layer.name], bias_once=once)
     if image_unit != 1:  # what a spike stands for stays, in units that begin elsewhere
@@ -102,11 +106,23 @@ def convert(
         else assembly.modules[layer.name]
         for layer in assembly.layers
     ]
+    require_plain_spikes(assembly.layers, stages)
     network = SpikingNetwork(encoder, assembly.layers, stages, SpikeTimeReadout())
     require_logits(network.to(plan.device).eval(), images[:1].to(plan.device))
     network.train(ann.training)
     network.calibrate_readout(images, batch_size)
     return network
+
+
+def require_plain_spikes(layers: Sequence[Layer], stages: Sequence[nn.Module]) -> None:
+    """Raise a ConversionError where maximum pools, which count spikes of 0 and 1, would take spikes that have a size."""
+    pools = [layer.name for layer in layers if layer.kind == MAX_POOL]
+    sized = {type(part).__name__ for stage in stages for part in stage.modules() if getattr(part, "sized", False)}
+    if pools and sized:
+        raise ConversionError(
+            f"{', '.join(pools)} ({MAX_POOL}) must take spikes of 0 and 1, got those of {', '.join(sorted(sized))}, which have "
+            "a size: use average pools, and train the ANN with them"
+        )
 
 
 @torch.no_grad()
@@ -124,8 +140,8 @@ def in_unit_of_spikes(encoder: nn.Module) -> tuple[nn.Module, float]:
     Spikes are 1. The paper's pixels span about 5, normalised, and those in [0, 1] span 1; pixels that span far more or less
     would say nothing beside spikes, or spikes nothing beside them, and how images are scaled would decide.
     """
-    if getattr(encoder, "unit", None) is not None:
-        return encoder, float(encoder.unit)  # type: ignore[arg-type]
+    if (unit := unit_of(encoder)) is not None:
+        return encoder, unit
     if not isinstance(encoder, HybridEncoder) or encoder.own_range:
         return encoder, 1.0
     span = float((encoder.high - encoder.low).max())
@@ -134,6 +150,20 @@ def in_unit_of_spikes(encoder: nn.Module) -> tuple[nn.Module, float]:
     encoder = copy.deepcopy(encoder)
     encoder.unit = torch.tensor(span, device=encoder.low.device)
     return encoder, span
+
+
+def unit_of(encoder: nn.Module) -> float | None:
+    """Return the `unit` of an encoder that has one; a ValueError unless it is a number > 0."""
+    unit: Any = getattr(encoder, "unit", None)
+    if unit is None:
+        return None
+    try:
+        number = nan if isinstance(unit, str | bytes) else float(unit)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        number = nan
+    if not 0 < number < inf:
+        raise ValueError(f"encoder.unit must be a number > 0, got {unit!r} of {type(encoder).__name__}")
+    return number
 
 
 def intensity_range_of(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """What became of an ANN's modules in a spiking network, and which layer loses most."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ class Converted:
         threshold: the neuron's threshold now, in the unit of its current (the mean, if it is by channel).
         firing: share of neurons that fire on one of the images at least.
         error: ||a - g n|| / ||a|| of the ANN's activations a and the neurons' spike counts n, with the factor g that fits best:
-            0 where counts say all of it, 1 where they say nothing.
+            0 where counts say all of it, 1 where they say nothing. Spikes that have a size count as much as that.
     """
 
     name: str
@@ -153,7 +154,8 @@ def rows_of(plan: Plan, network: SpikingNetwork, seen: dict[str, Seen]) -> tuple
             continue
         one, fired = seen[layer.name], seen[layer.name].fired
         assert fired is not None
-        threshold = nodes[layer.name].v_threshold.mean().item()  # type: ignore[operator]
+        node: Any = nodes[layer.name]
+        threshold = torch.as_tensor(node.v_threshold).mean().item()  # of another's neuron it is a number
         firing = fired.double().mean().item()
-        rows.append(Converted(layer.name, type(nodes[layer.name]).__name__, units[layer.name], threshold, firing, one.error))
+        rows.append(Converted(layer.name, type(node).__name__, units[layer.name], threshold, firing, one.error))
     return tuple(rows)

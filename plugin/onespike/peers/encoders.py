@@ -1,16 +1,18 @@
 """Encoders that emit spikes alone: signed Poisson, weighted phases, and the time of one spike."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from spikingjelly.activation_based import encoding
 from torch import Tensor
 
-from onespike.functional.checks import check_finite, check_floating, check_positive, check_T
+from onespike.functional.checks import can_look_at, check_finite, check_floating, check_T, shown
 from onespike.functional.sequences import Presenter
+from onespike.kernels.reference import state_dtype
 from onespike.peers.codes import PERIOD, kernel_spikes, phase_size
+from onespike.peers.numbers import NumberedModule, check_number, positive
 from onespike.spikingjelly import HybridEncoder
-from onespike.spikingjelly.memory import CopyableMemory
 
 
 def farthest_pixel(mean: float | Sequence[float], std: float | Sequence[float]) -> float:
@@ -19,60 +21,85 @@ def farthest_pixel(mean: float | Sequence[float], std: float | Sequence[float]) 
     return float(torch.maximum(hybrid.low.abs(), hybrid.high.abs()).max())
 
 
-class SpikeEncoder(CopyableMemory):
+class SpikeEncoder(NumberedModule):
     """What these encoders have in common: a pixel becomes spikes of its sign, each of which costs an accumulate.
 
     In step mode "m" images x [N, *] become [T, N, *]. In mode "s" each call takes the same images and returns the next step's
-    [N, *]; `reset_net` starts over.
+    [N, *]; the first one encodes the images for all steps; `reset_net` starts over. Spikes are worked out in float32 (float64
+    for float64 images) and have the dtype of the images. On other devices than a CPU the spikes of a NaN are NaN.
 
     Args:
         T: number of time steps, at least 1.
-        unit: the intensity that the code's largest value stands for; a pixel beyond it, of either sign, is sent as that.
+        unit: the intensity that the code's largest value stands for, a buffer; a pixel beyond it, of either sign, is sent as
+            that.
         step_mode: "m" or "s".
 
     Attributes:
         emits_spikes: what `onespike.metrics` knows such an encoder by.
 
     Raises:
-        TypeError, ValueError: an argument leaves its range, or x is not floating point or not finite.
+        TypeError, ValueError: an argument leaves its range, x is not floating point or not finite, or, in mode "s", not the
+            images of the steps before (on other devices than a CPU, not of their shape).
         RuntimeError: in mode "s", a step beyond T.
     """
 
     emits_spikes = True
+    unit: Tensor
     t: int
+    images: Any
+    sequence: Any
 
     def __init__(self, T: int, unit: float = 1.0, step_mode: str = "m") -> None:
         super().__init__()
-        check_positive("unit", unit)
         self.T = check_T(T)
-        self.unit = float(unit)
+        self.register_number("unit", positive("unit", unit))
         self.step_mode = step_mode
         self.presenter = Presenter()
         self.register_memory("t", 0)
+        self.register_memory("images", None)
+        self.register_memory("sequence", None)
+
+    def spikes(self, x: Tensor) -> Tensor:
+        """Map images [N, *], float32 or float64, to the whole sequence [T, N, *]."""
+        raise NotImplementedError
 
     def encoded(self, x: Tensor) -> Tensor:
-        """Map images [N, *] to the whole sequence [T, N, *]."""
-        raise NotImplementedError
+        """Check images [N, *] and map them to the whole sequence [T, N, *]."""
+        check_floating("x", x, 1, "[N, *]")
+        check_finite("x", x)
+        check_number("unit", self.unit)
+        return self.spikes(x.detach().to(state_dtype(x.dtype))).to(x.dtype)
 
     def multi_step_forward(self, x: Tensor) -> Tensor:
         """Map images [N, *] to the whole sequence [T, N, *], and begin a presentation."""
-        check_floating("x", x, 1, "[N, *]")
-        check_finite("x", x)
+        x_seq = self.encoded(x)
         self.presenter.present()
-        return self.encoded(x)
+        return x_seq
 
     def single_step_forward(self, x: Tensor) -> Tensor:
         """Return step t of the sequence for the images x [N, *] and advance t."""
-        check_floating("x", x, 1, "[N, *]")
-        check_finite("x", x)
-        if self.t >= self.T:
-            raise RuntimeError(f"t must stay below T = {self.T} in step mode 's', got step {self.t + 1}: call reset_net first")
-        x_t = self.encoded(x)[self.t]
+        if self.sequence is None:
+            self.sequence, self.images = self.encoded(x), x.detach()
+        else:
+            check_floating("x", x, 1, "[N, *]")
+            if x.shape != self.images.shape or (can_look_at(x) and not torch.equal(x, self.images)):
+                raise ValueError(
+                    f"x must be the images of the earlier steps, {tuple(self.images.shape)}, got others, {tuple(x.shape)}: "
+                    "call reset_net before a new sequence"
+                )
+        T = len(self.sequence)
+        if self.t >= T:
+            raise RuntimeError(f"t must stay below T = {T} in step mode 's', got step {self.t + 1}: call reset_net first")
         self.t += 1
-        return x_t
+        return self.sequence[self.t - 1]
 
     def extra_repr(self) -> str:
-        return f"T={self.T}, unit={self.unit:.4g}, step_mode={self.step_mode}"
+        return f"T={self.T}, unit={shown(self.unit)}, step_mode={self.step_mode}"
+
+
+def sign_of(x: Tensor) -> Tensor:
+    """Return -1, 0 or 1, and NaN of NaN, of which torch makes 0."""
+    return torch.where(x.isnan(), x, x.sign())
 
 
 class PoissonEncoder(SpikeEncoder):
@@ -84,10 +111,10 @@ class PoissonEncoder(SpikeEncoder):
     The draws are those of SpikingJelly's own encoder, from torch's global generator: seed it for the same spikes again.
     """
 
-    def encoded(self, x: Tensor) -> Tensor:
+    def spikes(self, x: Tensor) -> Tensor:
         """Draw the spikes of images [N, *], 1 and -1: [T, N, *]."""
         rates = (x.abs() / self.unit).expand(self.T, *x.shape)
-        return encoding.PoissonEncoder("m")(rates) * x.sign()  # of a rate of 0 the host draws a spike now and then
+        return encoding.PoissonEncoder("m")(rates) * sign_of(x)  # of a rate of 0 the host draws a spike now and then
 
 
 class PhaseEncoder(SpikeEncoder):
@@ -95,16 +122,17 @@ class PhaseEncoder(SpikeEncoder):
 
     Equation:
         sum of X^t over one period = sign(x) * floor(2^period * min(|x| / unit, 1 - 2^-period)) / 2^period,
-        each X^t being 0 or a spike of size 2^-(1 + t mod period)
+        each X^t being 0 or a spike of size 2^-(1 + (t - 1) mod period)
 
     The bits are those of SpikingJelly's `WeightedPhaseEncoder`, whose spikes have no size and no sign.
     """
 
-    def encoded(self, x: Tensor) -> Tensor:
+    def spikes(self, x: Tensor) -> Tensor:
         """Return the bits of images [N, *], each as large as its place and of the pixel's sign: [T, N, *]."""
-        host, fraction = encoding.WeightedPhaseEncoder(PERIOD), (x.abs() / self.unit).clamp(max=1 - 2.0**-PERIOD)
+        host = encoding.WeightedPhaseEncoder(PERIOD)
+        fraction = (x.abs() / self.unit).nan_to_num(0.0).clamp(max=1 - 2.0**-PERIOD)  # the host asserts a range
         period = torch.stack([host(fraction) * phase_size(step) for step in range(PERIOD)])
-        return period.repeat(-(-self.T // PERIOD), *[1] * x.dim())[: self.T] * x.sign()
+        return period.repeat(-(-self.T // PERIOD), *[1] * x.dim())[: self.T] * sign_of(x)
 
 
 class KernelEncoder(SpikeEncoder):
@@ -113,14 +141,15 @@ class KernelEncoder(SpikeEncoder):
     See `onespike.peers.kernel_spikes`, of |x| / unit.
 
     Args:
-        tau: time constant of the kernel, in steps; None for T / 4.
+        tau: time constant of the kernel, in steps, a buffer; None for T / 4 of the T at the call.
     """
+
+    tau: Tensor | None
 
     def __init__(self, T: int, unit: float = 1.0, step_mode: str = "m", *, tau: float | None = None) -> None:
         super().__init__(T, unit, step_mode)
-        self.tau = self.T / 4 if tau is None else tau
-        check_positive("tau", self.tau)
+        self.register_number("tau", None if tau is None else positive("tau", tau))
 
-    def encoded(self, x: Tensor) -> Tensor:
+    def spikes(self, x: Tensor) -> Tensor:
         """Return a spike, or none, for each pixel of images [N, *]: [T, N, *]."""
-        return kernel_spikes(x.abs() / self.unit, self.T, self.tau) * x.sign()
+        return kernel_spikes(x.abs() / self.unit, self.T, self.T / 4 if self.tau is None else self.tau) * sign_of(x)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from onespike.functional.checks import check_floating, check_T
+from onespike.peers.numbers import check_sequence
 from onespike.spikingjelly.memory import CopyableMemory
 
 
@@ -23,7 +24,8 @@ class BatchNormThroughTime(CopyableMemory):
 
     Raises:
         ImportError: snnTorch is missing.
-        ValueError: an argument leaves its range, or a sequence has more than T steps.
+        TypeError, ValueError: an argument leaves its range, x is not floating point or has not C channels and `dims` dimensions
+            behind them, or a sequence has no step or more than T.
     """
 
     t: int
@@ -35,8 +37,9 @@ class BatchNormThroughTime(CopyableMemory):
         except ImportError as error:
             raise ImportError('BatchNormThroughTime needs snnTorch: pip install "onespike[snntorch]"') from error
         layers = {0: BatchNormTT1d, 2: BatchNormTT2d}
-        if dims not in layers:
+        if dims not in tuple(layers):
             raise ValueError(f"dims must be 0 or 2, got {dims}")
+        self.dims = int(dims)
         self.norms = layers[dims](check_T(channels, name="channels"), check_T(T))
         self.step_mode = step_mode
         self.register_memory("t", 0)
@@ -45,15 +48,19 @@ class BatchNormThroughTime(CopyableMemory):
         """Normalise the currents [N, C, *] of a step, counted from 0."""
         if step >= len(self.norms):
             raise ValueError(f"x_seq must have at most the {len(self.norms)} steps that were trained, got step {step + 1}")
+        channels = self.norms[step].num_features
+        if x.dim() != 2 + self.dims or x.shape[1] != channels:
+            raise ValueError(f"x must be [N, {channels}{', H, W' * (self.dims > 0)}] at each step, got shape {tuple(x.shape)}")
         return self.norms[step](x)
 
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """Normalise a whole sequence [T, N, C, *]."""
-        check_floating("x_seq", x_seq, 3, "[T, N, C, *]")
+        check_sequence(x_seq, 3, "[T, N, C, *]")
         return torch.stack([self.at(step, x) for step, x in enumerate(x_seq)])
 
     def single_step_forward(self, x: Tensor) -> Tensor:
         """Normalise the next step [N, C, *]."""
+        check_floating("x", x, 2, "[N, C, *]")
         y = self.at(self.t, x)
         self.t += 1
         return y
