@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from spikingjelly.activation_based import functional, layer
 from torch import nn
@@ -151,6 +151,7 @@ def test_random_graphs_equal_a_plain_simulation_to_the_bit(plan, seed, powers, s
     percentile=st.sampled_from([90.0, 99.7, 100.0]),
     batch_size=st.sampled_from([2, 5]),
 )
+@example(plan=[("pool", 0, 0), ("conv", 2, 0), ("add", 3, 2)], seed=0, percentile=99.7, batch_size=2)
 def test_without_steps_a_spike_stands_for_the_percentile_of_the_anns_activations(plan, seed, percentile, batch_size):
     ann = Drawn([("conv", 0, 0), *plan], seed).eval()
     images = torch.rand(5, CHANNELS, 4, 4, generator=torch.Generator().manual_seed(seed))
