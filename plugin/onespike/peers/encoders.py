@@ -9,9 +9,8 @@ from torch import Tensor
 
 from onespike.functional.checks import can_look_at, check_finite, check_floating, check_T, shown
 from onespike.functional.sequences import Presenter
-from onespike.kernels.reference import state_dtype
 from onespike.peers.codes import PERIOD, kernel_spikes, phase_size
-from onespike.peers.numbers import NumberedModule, check_number, positive
+from onespike.peers.numbers import NumberedModule, check_number, positive, state_dtype
 from onespike.spikingjelly import HybridEncoder
 
 

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from onespike.functional.checks import can_look_at, check_floating, check_T, extremes, is_traced, shown
 from onespike.functional.lif import not_finite
-from onespike.kernels.reference import state_dtype
 from onespike.peers.codes import kernel_spikes, phase_size
-from onespike.peers.numbers import NumberedModule, as_real, check_number, check_sequence, positive
+from onespike.peers.numbers import NumberedModule, as_real, check_number, check_sequence, positive, state_dtype
 
 
 def require_finite(v: Tensor, x_seq: Tensor, before: Any = None) -> None:
