@@ -41,7 +41,7 @@ def main() -> None:
     except EXPECTED as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     for name, percent in found.items():
-        print(f"{name:<24}{percent:.2f}")
+        print(f"{name:<36}{percent:.2f}")
     if arguments.json:
         record = {"provenance": provenance(torch.device("cpu")), "images": arguments.images, "results": found}
         arguments.json.write_text(json.dumps(record, indent=2) + "\n")
