@@ -25,7 +25,8 @@ PAIR = r"readout must be the pair \(potential, spike_time\) that SpikeTimeReadou
 
 
 def chain(step_mode="m", **odd):
-    """A SpikingJelly network in one step mode but for the layers named in `odd`, such as readout="s"."""
+    """A SpikingJelly network in one step mode but for the layers named in `odd`, such as readout="s"; its neurons fire."""
+    torch.manual_seed(0)
     parts = {
         "encoder": HybridEncoder(T),
         "flatten": layer.Flatten(),
