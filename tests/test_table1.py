@@ -201,7 +201,10 @@ def test_a_row_is_there_in_time_resumes_and_travels(tmp_path):
     done, seconds = fill("first", "--minutes", MINUTES, "--export", pieces, "--piece-mb", 0.02)
     assert done.returncode == 0, done.stderr
     assert seconds < 60 * MINUTES
-    assert "| tiny | 1 |" in (tmp_path / "first" / "table1.md").read_text()
+    assert (
+        "| VGG-6 at 0.1 of its width, digits: hybrid input, one spike, T = 5 | 1 |"
+        in (tmp_path / "first" / "table1.md").read_text()
+    )
     first = json.loads((tmp_path / "first" / "tiny" / "metrics.json").read_text())
     assert first["results"]["trained"]["accuracy"]["potential"] > 20
 
