@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from onespike.functional.checks import check_floating, check_T
-from onespike.peers.numbers import check_number, state_dtype
+from onespike.kernels.reference import state_dtype
+from onespike.peers.numbers import check_number
 
 PERIOD = 8
 """Phases of weighted spikes, after which their sizes begin again (Kim et al., 2018)."""

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onespike.functional.checks import check_finite, check_floating, shown
+from onespike.kernels.reference import state_dtype
 from onespike.peers.encoders import SpikeEncoder
-from onespike.peers.numbers import as_real, state_dtype
+from onespike.peers.numbers import as_real
 
 BLOCK = 4
 """Side of a block of pixels, which has BLOCK^2 frequencies."""

@@ -1,5 +1,6 @@
 """Encoders that emit spikes alone: signed Poisson, weighted phases, and the time of one spike."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +10,9 @@ from torch import Tensor
 
 from onespike.functional.checks import can_look_at, check_finite, check_floating, check_T, shown
 from onespike.functional.sequences import Presenter
+from onespike.kernels.reference import state_dtype
 from onespike.peers.codes import PERIOD, kernel_spikes, phase_size
-from onespike.peers.numbers import NumberedModule, check_number, positive, state_dtype
+from onespike.peers.numbers import NumberedModule, check_number, positive
 from onespike.spikingjelly import HybridEncoder
 
 
@@ -20,7 +22,7 @@ def farthest_pixel(mean: float | Sequence[float], std: float | Sequence[float]) 
     return float(torch.maximum(hybrid.low.abs(), hybrid.high.abs()).max())
 
 
-class SpikeEncoder(NumberedModule):
+class SpikeEncoder(NumberedModule, ABC):
     """What these encoders have in common: a pixel becomes spikes of its sign, each of which costs an accumulate.
 
     In step mode "m" images x [N, *] become [T, N, *]. In mode "s" each call takes the same images and returns the next step's
@@ -58,9 +60,9 @@ class SpikeEncoder(NumberedModule):
         self.register_memory("images", None)
         self.register_memory("sequence", None)
 
+    @abstractmethod
     def spikes(self, x: Tensor) -> Tensor:
         """Map images [N, *], float32 or float64, to the whole sequence [T, N, *]."""
-        raise NotImplementedError
 
     def encoded(self, x: Tensor) -> Tensor:
         """Check images [N, *] and map them to the whole sequence [T, N, *]."""

@@ -5,6 +5,7 @@ Potentials are float32 (float64 for float64 currents). As with `SingleSpikeLIFNo
 an error on a CPU, and on other devices the spikes of a neuron whose potential is NaN are NaN.
 """
 
+from abc import ABC, abstractmethod
 from math import isfinite
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from onespike.functional.checks import can_look_at, check_floating, check_T, extremes, is_traced, shown
 from onespike.functional.lif import not_finite
+from onespike.kernels.reference import state_dtype
 from onespike.peers.codes import kernel_spikes, phase_size
-from onespike.peers.numbers import NumberedModule, as_real, check_number, check_sequence, positive, state_dtype
+from onespike.peers.numbers import NumberedModule, as_real, check_number, check_sequence, positive
 
 
 def require_finite(v: Tensor, x_seq: Tensor, before: Any = None) -> None:
@@ -23,7 +25,7 @@ def require_finite(v: Tensor, x_seq: Tensor, before: Any = None) -> None:
         raise not_finite("x_seq", x_seq, before if isinstance(before, Tensor) else None)
 
 
-class SizedSpikeNode(NumberedModule):
+class SizedSpikeNode(NumberedModule, ABC):
     """A neuron whose spike at step t takes g^t * V from its potential and sends g^t (Park et al., 2019).
 
     Equations:
@@ -55,9 +57,9 @@ class SizedSpikeNode(NumberedModule):
         self.register_memory("sent", 0.0)
         self.register_memory("t", 0)
 
+    @abstractmethod
     def size(self, step: int, sent: Tensor | float) -> Tensor | float:
         """Return g at a step, counted from 0, behind the spikes of the step before."""
-        raise NotImplementedError
 
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """Map currents [T, N, *] to spikes [T, N, *], going on from the stored state."""

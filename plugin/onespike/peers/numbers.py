@@ -7,12 +7,8 @@ import torch
 from torch import Tensor
 
 from onespike.functional.checks import as_number, can_look_at, check_floating, check_positive
+from onespike.kernels.reference import state_dtype
 from onespike.spikingjelly.memory import CopyableMemory
-
-
-def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Potentials are float32, whatever the input; float64 inputs alone keep their precision: as `SingleSpikeLIFNode` has it."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def as_real(name: str, value: Any) -> float:
