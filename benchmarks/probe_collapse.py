@@ -21,11 +21,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from trained import EXPECTED, trained_ann  # first: it finds the recipes
 
-import train as recipe
 from cifar.checkpoint import Checkpoints
 from cifar.conversion import HEALTH_IMAGES, choose_thresholds, health, spiking_network
+from cifar.evaluation import accuracy
+from cifar.pipeline import snn_stage
+from cifar.stage import Runtime
 from cifar.termination import Termination
-from cifar.training import Runtime, Trainer, accuracy
+from cifar.training import Trainer
 
 LOOKS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -52,7 +54,7 @@ def probe(run: Path, data_root: Path, steps: int, overrides: list[str]) -> None:
     (folder / "conversion.json").unlink(missing_ok=True)
     conversion = choose_thresholds(folder / "conversion.json", ann, runtime)
     network = spiking_network(ann, conversion, data, config)
-    trainer = Trainer(recipe.snn_stage(ann, conversion, runtime, Checkpoints(folder, {}), lambda _: None), network, runtime)
+    trainer = Trainer(snn_stage(ann, conversion, runtime, Checkpoints(folder, {}), lambda _: None), network, runtime)
     x, _ = data.validation.plain(slice(0, HEALTH_IMAGES))
     for step in range(steps):
         epoch, position = divmod(step, trainer.steps_per_epoch)

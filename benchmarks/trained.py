@@ -11,8 +11,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
 import train as recipe
 from cifar.checkpoint import CheckpointError, Checkpoints
-from cifar.config import Config, load_config
+from cifar.config import Config
 from cifar.data import Data, load_data
+from cifar.identity import ann_identity, identity_of
+from cifar.launch import make_fabric
+from cifar.pipeline import new_ann
+from cifar.reading import load_config
 
 EXPECTED = (CheckpointError, *recipe.EXPECTED)
 """What a run that is not there, or settings that are none, end in."""
@@ -35,10 +39,10 @@ def trained_ann(run: Path, data_root: Path, overrides: list[str]) -> Trained:
         ConfigError, DataError: see `load_config` and `load_data`.
     """
     config = load_config([run / "config.yaml"], overrides)
-    fabric = recipe.make_fabric("cpu", config)
+    fabric = make_fabric("cpu", config)
     data = load_data(config, data_root, fabric.device)
-    ann = recipe.new_ann(config, data.classes, torch.device("cpu"))
-    saved = Checkpoints(run / "ann", recipe.ann_identity(recipe.identity_of(config))).load(fabric.device)
+    ann = new_ann(config, data.classes, torch.device("cpu"))
+    saved = Checkpoints(run / "ann", ann_identity(identity_of(config))).load(fabric.device)
     if saved is None:
         raise CheckpointError(f"{run} holds no ANN")
     ann.load_state_dict(saved["network"])

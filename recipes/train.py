@@ -11,66 +11,49 @@ the end.
 
 import argparse
 import gc
-import os
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
-from functools import partial
 from math import inf, nan
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from omegaconf import OmegaConf
-from torch import nn
 
 from cifar import results as outcome
 from cifar.checkpoint import CheckpointError, Checkpoints, differences, require_one_folder
-from cifar.config import Config, ConfigError, explain, first_line, load_config
-from cifar.conversion import blocked, calibration_images, choose_thresholds, describe, health, plain_accuracy, spiking_network
-from cifar.data import IMAGE, Data, DataError, load_data
-from cifar.folder import LOCK, digest_of_weights, keeping, owned, read_json, understanding, write_json
+from cifar.config import Config, ConfigError, explain
+from cifar.conversion import calibration_images, choose_thresholds, spiking_network
+from cifar.data import DataError
+from cifar.folder import digest_of_weights, keeping, owned, read_json, understanding, write_json
 from cifar.graph import GraphError, why_not_recorded
 from cifar.guard import TrainingError
+from cifar.identity import (
+    PIECES,
+    ann_checkpoints,
+    begin_piece,
+    check_claim,
+    claim,
+    identity_of,
+    identity_of_settings,
+    pieces_in,
+)
+from cifar.launch import load_in_turn, make_fabric
 from cifar.loggers import LoggerError, Loggers, require
-from cifar.loss import Loss, snn_loss, without_images
 from cifar.memory import keep_freed_memory
 from cifar.output import conclude, say
+from cifar.pipeline import evaluate, snn_stage, start_from, train_ann
+from cifar.reading import flattened, load_config
 from cifar.spent import Spent
+from cifar.stage import Runtime
 from cifar.termination import Termination
-from cifar.training import Progress, Runtime, Stage, Trainer, accuracy, seed_of
+from cifar.training import Trainer
 from onespike.conversion import ConversionError, CorruptModelError, SpikingNetwork
 from onespike.conversion.storage import write_atomically
 from onespike.functional import BackendUnavailableError
-from onespike.functional.backends import resolve_backend
-from onespike.models import resnet, vgg
-from onespike.models.resnet import BLOCKS
 
 STARTED = time.monotonic()
-ANN_SETTINGS = (
-    "dataset",
-    "validation",
-    "crop",
-    "flip",
-    "cutout",
-    "seed",
-    "model",
-    "width",
-    "hidden",
-    "dropout",
-    "fc_dropout",
-    "init",
-    "ann",
-)
-"""What the ANN depends on: runs that agree in them can share it."""
-SAME_NUMBERS = ("cuda_graph",)
-"""Settings that a run may change when it goes on."""
-LATER = {"neuron": "lif"}
-"""Settings that there were not always, and what stood in their place: runs from before go on."""
-PIECES = "pieces.json"
-"""Where a run says on what machine each of its pieces ran."""
 EXPECTED = (
     BackendUnavailableError,
     CheckpointError,
@@ -188,222 +171,11 @@ def table_of(finished: Path, config: Config) -> str:
     """Return the closing table of a finished run of this config."""
     metrics = read_json(finished)
     with understanding(finished):
-        different = differences(identity_of_settings(outcome.flat(metrics["config"])), identity_of(config))
+        different = differences(identity_of_settings(flattened(metrics["config"])), identity_of(config))
         table = outcome.table(metrics["results"], config)
     if different:
         raise CheckpointError(f"{finished} is of a run with other settings: {different}; delete it to have it made again")
     return table
-
-
-def pieces_in(path: Path) -> list[dict[str, Any]]:
-    """Return on what the pieces of a run ran."""
-    document = read_json(path)
-    with understanding(path):
-        return [dict(piece) for piece in document["pieces"]]
-
-
-def begin_piece(path: Path, machine: dict[str, Any]) -> str:
-    """Note on what a piece of a run runs; return what of it is other than in the piece before, as "name: old -> new"."""
-    before = pieces_in(path) if path.exists() else []
-    now = {name: machine[name] for name in ("threads", "processes", "device", "precision", "versions", "commit", "changed")}
-    write_json(path, {"pieces": [*before, now]})
-    return differences(outcome.flat(before[-1]), outcome.flat(now)) if before else ""
-
-
-def ann_checkpoints(other: Path | None, out: Path, settings: dict[str, Any]) -> Checkpoints:
-    """Return where the ANN is kept: in this run's folder, or in that of another run."""
-    identity = ann_identity(settings)
-    own = Checkpoints(out / "ann", identity)
-    begun = (out / "conversion.json").exists()
-    if other is None:
-        if begun and not own.paths():
-            raise CheckpointError(f"{out} was begun with the ANN of another run: name that run again by --ann")
-        return own
-    if own.paths() and begun:
-        raise CheckpointError(f"{out} was begun with an ANN of its own: go on without --ann")
-    checkpoints = Checkpoints(other / "ann", identity)
-    if not checkpoints.paths():
-        raise CheckpointError(
-            f"--ann must be the folder of a run that trained its ANN, got {other} without {checkpoints.folder}"
-        )
-    return checkpoints
-
-
-def ann_identity(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return those of a run's settings that its ANN depends on, with the encoder if that lays images out in its own way."""
-    own = {name: value for name, value in settings.items() if name.split(".")[0] in ANN_SETTINGS}
-    return own | ({"encoder": "dct"} if settings["encoder"] == "dct" else {})
-
-
-def train_ann(
-    checkpoints: Checkpoints, runtime: Runtime, log: Callable[[list[dict[str, Any]]], None], *, borrowed: bool
-) -> tuple[nn.Sequential, Progress]:
-    """Build and train the ANN, as far as its checkpoints do not hold it already; one of another run must be complete."""
-    ann = new_ann(runtime.config, runtime.data.classes, runtime.fabric.device)
-    stage = Stage("ann", runtime.config.ann, ann_loss(runtime.config), checkpoints, log)
-    trainer = Trainer(stage, ann, runtime)
-    if borrowed and trainer.progress.step < trainer.total:
-        taken = f"{trainer.progress.step} of {trainer.total} steps taken"
-        raise CheckpointError(f"--ann must name a run whose ANN is trained, got {checkpoints.folder} with {taken}")
-    return ann, trainer.fit()
-
-
-def new_ann(config: Config, classes: int, device: torch.device) -> nn.Sequential:
-    """Build the ANN, untrained."""
-    torch.manual_seed(seed_of(config.seed, "ann", "weights"))
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    if config.model in BLOCKS:
-        ann = resnet(config.model, classes, width=config.width)
-    else:
-        sizes = {name: getattr(config, name) for name in ("width", "hidden", "dropout", "fc_dropout", "init")}
-        ann = vgg(config.model, classes, image_size=IMAGE * (2 if config.encoder == "dct" else 1), **sizes)
-    return ann.to(device, memory_format=layout)  # type: ignore[call-overload]
-
-
-def ann_loss(config: Config) -> Loss:
-    """Return what the ANN minimises."""
-    return without_images(nn.CrossEntropyLoss(label_smoothing=config.ann.label_smoothing))
-
-
-def snn_stage(
-    ann: nn.Module,
-    conversion: dict[str, Any],
-    runtime: Runtime,
-    checkpoints: Checkpoints,
-    log: Callable[[list[dict[str, Any]]], None],
-) -> Stage:
-    """Say how the spiking network is trained."""
-    config, validation = runtime.config, runtime.data.validation
-    return Stage(
-        "snn",
-        config.snn,
-        snn_loss(config, ann, runtime.fabric),
-        checkpoints,
-        log,
-        describe=partial(describe, validation=validation),
-        dead_layers=lambda network: blocked(health(network, validation)),
-        lr_factor=lambda T: (
-            1 / sum(config.leak**k for k in range(T)) if config.snn.relative else 1.0
-        ),  # a potential is such a sum
-        timesteps=lambda epoch: 1 if epoch < round(config.one_step * config.snn.epochs) else config.T,
-        accuracy=conversion["validation_accuracy"][str(conversion["scale"])],
-    )
-
-
-def start_from(other: SpikingNetwork, network: SpikingNetwork) -> None:
-    """Give the network the weights, leaks and thresholds of another one."""
-    if broken := [name for name, tensor in other.state_dict().items() if not tensor.isfinite().all()]:
-        raise CheckpointError(f"--start must be a network of finite numbers, got NaN or infinity in {', '.join(broken)}")
-    try:  # how images are encoded is the run's own
-        network.body.load_state_dict(other.body.state_dict())
-        network.readout.load_state_dict(other.readout.state_dict())
-    except RuntimeError as error:
-        raise CheckpointError(f"--start must be a network of the same layers: {error}") from error
-
-
-def evaluate(
-    path: Path,
-    ann: nn.Module,
-    conversion: dict[str, Any],
-    untrained: SpikingNetwork,
-    trained: SpikingNetwork,
-    runtime: Runtime,
-    made_from: dict[str, str],
-) -> dict[str, Any]:
-    """Read the test set, once: the results are kept in the file `path`, and read from there where they were found before."""
-    config, test, fabric = runtime.config, runtime.data.test, runtime.fabric
-    found = path.exists()
-    require_one_folder(fabric, path.name, found)
-    if found:
-        return read_json(path, **made_from)
-    results: dict[str, Any] = {"ann": {"accuracy": accuracy(ann, test, fabric)}}
-    if config.conversion_images:
-        results["plain"] = {"accuracy": plain_accuracy(ann, conversion, runtime)}
-    results["converted"] = results["trained"] = outcome.evaluate(untrained, test, fabric, config.activity_images)
-    if digest_of_weights(trained) != digest_of_weights(untrained):
-        results["trained"] = outcome.evaluate(trained, test, fabric, config.activity_images)
-    return write_json(path, results, **made_from) if fabric.is_global_zero else results
-
-
-def identity_of(config: Config) -> dict[str, Any]:
-    """Return the settings that a run's numbers depend on, by dotted name."""
-    return identity_of_settings(outcome.flat(asdict(config)))
-
-
-def identity_of_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Leave out of a config's settings those that change no number, or nothing of what was always so."""
-    return {name: value for name, value in settings.items() if name not in SAME_NUMBERS and LATER.get(name) != value}
-
-
-def make_fabric(device: str, config: Config) -> Fabric:
-    """Launch Fabric on this process, or on all that torchrun started, once it is clear that the device can do its part."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise BackendUnavailableError("--device cuda needs a CUDA device: torch.cuda.is_available() is False")
-    resolve_backend(config.backend, device)  # or say now why it cannot run
-    precision: Any = config.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if has_bf16_units(device) else "32-true"
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "WORLD_SIZE" not in os.environ:
-        raise ConfigError("srun must start torchrun, once on each node: several tasks of train.py do not know each other")
-    processes, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-    fabric = Fabric(
-        accelerator=device,
-        devices=local,
-        num_nodes=processes // local,
-        strategy="ddp" if processes > 1 else "auto",
-        precision=precision,
-    )
-    fabric.launch()
-    torch.backends.cudnn.deterministic = not config.cudnn_benchmark  # so that a run can go on to the last bit
-    torch.backends.cudnn.benchmark = config.cudnn_benchmark
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = config.tf32
-    return fabric
-
-
-def has_bf16_units(device: str) -> bool:
-    """Whether bfloat16 is fast: on GPUs that compute with it, and on processors with matrix units (AMX)."""
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-
-
-def load_in_turn(config: Config, root: Path, fabric: Fabric) -> Data:
-    """Load the data: first one process, then one on each machine, then the others, as they may have to be downloaded."""
-    own = 0 if fabric.is_global_zero else 1 if fabric.local_rank == 0 else 2
-    for turn in range(3):
-        if turn == own:
-            data = load_data(config, root, fabric.device)
-        fabric.barrier()
-    return data
-
-
-BEGIN_AGAIN = "delete it to go on by the settings given now, which the checkpoints know"
-
-
-def check_claim(out: Path, settings: dict[str, Any], resume: bool) -> None:
-    """Make sure that the run in the folder, if there is one, is this one."""
-    path = out / "config.yaml"
-    if not path.exists() or {found.name for found in out.iterdir()} <= {path.name, PIECES, LOCK}:  # it ended before it began
-        return
-    if not resume:
-        raise CheckpointError(f"{out} holds a run already: --resume goes on with it, --out names another folder")
-    damaged = f"{path} is damaged, and with it what the run's settings were"
-    try:
-        before: Any = OmegaConf.to_container(OmegaConf.load(path))
-    except Exception as error:  # YAML's errors have no common base that OmegaConf exports
-        raise CheckpointError(f"{damaged}: {first_line(error)}; {BEGIN_AGAIN}") from error
-    if not isinstance(before, dict) or not before:
-        raise CheckpointError(f"{damaged}: it holds no settings; {BEGIN_AGAIN}")
-    if different := differences(before, settings):
-        raise CheckpointError(f"{path} has other settings than this run: {different}; --out names another folder")
-
-
-def claim(out: Path, settings: dict[str, Any]) -> None:
-    """Make the run's folder."""
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)).encode())
 
 
 def interval(text: str) -> float:

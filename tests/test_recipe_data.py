@@ -7,8 +7,9 @@ import torch
 import torchvision.transforms.functional as transforms
 from recipe_runs import DIGITS
 
-from cifar.config import ConfigError, load_config
+from cifar.config import ConfigError
 from cifar.data import DataError, Epoch, Split, load_data, read_digits
+from cifar.reading import load_config
 
 
 @pytest.fixture

@@ -8,11 +8,12 @@ from recipe_runs import DIGITS, SHORT, outcome, train
 from torch import nn
 
 from cifar import graph
-from cifar.config import ConfigError, Training, load_config
+from cifar.config import ConfigError, Training
 from cifar.data import Epoch
 from cifar.graph import FIRST_STEPS, GraphError, Replayed, capturable, capture, why_not_recorded
 from cifar.memory import keep_freed_memory
 from cifar.optimizer import make_optimizer, set_rate
+from cifar.reading import load_config
 
 
 def batches(sizes):

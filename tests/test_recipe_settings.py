@@ -6,9 +6,9 @@ from dataclasses import asdict
 import pytest
 from recipe_runs import CONFIGS, DIGITS, TINY, train
 
-from cifar.config import Config, ConfigError, Training, explain, load_config, named_settings
-from cifar.results import flat
-from train import ann_identity, claim, identity_of
+from cifar.config import Config, ConfigError, Training, explain, named_settings
+from cifar.identity import ann_identity, claim, identity_of
+from cifar.reading import flattened, load_config
 
 EVIDENCE = CONFIGS / "evidence.yaml"
 FEW = ["conversion_images=0", "validation=40", "test_images=40"]
@@ -117,7 +117,7 @@ def test_settings_that_exclude_each_other_are_named():
 
 def test_the_settings_that_a_run_keeps_are_a_config(tmp_path):
     config = load_config([CONFIGS / "cifar10_vgg16_small.yaml"], ["ann.epochs=3", "T=4"])
-    claim(tmp_path, flat(asdict(config)))
+    claim(tmp_path, flattened(asdict(config)))
     assert load_config([tmp_path / "config.yaml"]) == config
     (tmp_path / "both.yaml").write_text("ann: {epochs: 3}\nann.lr: 1\n")
     with pytest.raises(ConfigError, match=r"both.yaml has both ann.lr and ann: write one of them"):

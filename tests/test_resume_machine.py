@@ -15,11 +15,12 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from cifar.checkpoint import CheckpointError, Checkpoints
-from cifar.config import load_config
 from cifar.data import Data, Split
 from cifar.loss import without_images
+from cifar.reading import load_config
+from cifar.stage import Runtime, Stage
 from cifar.termination import Termination
-from cifar.training import Runtime, Stage, Trainer
+from cifar.training import Trainer
 
 STEPS = 3 * 4
 """Epochs times batches of one."""

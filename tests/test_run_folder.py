@@ -20,9 +20,12 @@ import report
 import table1
 import train
 from cifar.checkpoint import CheckpointError, Checkpoints
-from cifar.config import Config, ConfigError, Training, load_config, named_settings
+from cifar.config import Config, ConfigError, Training, named_settings
 from cifar.folder import digest, owned, read_json, write_json
+from cifar.identity import check_claim, pieces_in
 from cifar.pieces import MAGIC, PieceError, read_pieces, write_pieces
+from cifar.plan import read_plan
+from cifar.reading import load_config
 from onespike.conversion.storage import write_atomically
 
 OWN = (
@@ -115,10 +118,10 @@ def test_nonsense_in_the_files_of_a_run_is_named(content, tmp_path):
     for name in ("config.yaml", "results.json", "metrics.json", "pieces.json"):
         (tmp_path / name).write_bytes(content)
     readers = {
-        "config.yaml": lambda path: train.check_claim(tmp_path, {"seed": 0}, True),
+        "config.yaml": lambda path: check_claim(tmp_path, {"seed": 0}, True),
         "results.json": lambda path: read_json(path, ANN="a"),
         "metrics.json": lambda path: train.table_of(path, Config()),
-        "pieces.json": train.pieces_in,
+        "pieces.json": pieces_in,
     }
     for name, read in readers.items():
         with pytest.raises(CheckpointError, match=rf"{tmp_path / name} .*(delete it|has other settings)"):
@@ -241,7 +244,7 @@ def test_a_plan_that_is_none_is_named(tmp_path_factory, data):
     replaced(plan, data.draw(json_values()), data.draw)
     path.write_text(json.dumps(plan))
     try:
-        table1.read_plan(path)
+        read_plan(path)
     except CheckpointError as error:
         assert str(path) in str(error)
         assert "delete it" in str(error)

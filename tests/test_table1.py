@@ -12,6 +12,7 @@ import torch
 from recipe_runs import CONFIGS, RECIPES
 
 import table1
+from cifar import plan
 from cifar.measure import Times
 from cifar.pieces import PieceError, read_pieces, write_pieces
 from onespike.conversion import SpikingNetwork
@@ -96,19 +97,19 @@ def test_faulty_pieces_are_named(state, tmp_path):
 
 def test_epochs_fill_the_time():
     times = Times(ann=2.0, one_step=3.0, all_steps=10.0, validation=1.0, rest=7.0)
-    found = table1.choose_epochs(1000, times, table1.SHARES)
+    found = plan.choose_epochs(1000, times, plan.SHARES)
     spent = {kind: epochs * getattr(times, kind) for kind, epochs in found.items()}
     assert 1000 - 15 < sum(spent.values()) <= 1000
-    for kind, share in table1.SHARES.items():
+    for kind, share in plan.SHARES.items():
         assert spent[kind] / 1000 == pytest.approx(share, abs=0.01)
-    without = table1.choose_epochs(1000, times, {kind: s for kind, s in table1.SHARES.items() if kind != "ann"})
+    without = plan.choose_epochs(1000, times, {kind: s for kind, s in plan.SHARES.items() if kind != "ann"})
     assert without["ann"] == 1
     assert without["one_step"] > found["one_step"]
-    most = table1.MOST_EPOCHS
-    assert table1.choose_epochs(1e6, times, table1.SHARES) == {"ann": most, "one_step": most, "all_steps": 0}
-    assert table1.choose_epochs(1e6, times, {"all_steps": 0.5}) == {"ann": 1, "one_step": 0, "all_steps": most}
+    most = plan.MOST_EPOCHS
+    assert plan.choose_epochs(1e6, times, plan.SHARES) == {"ann": most, "one_step": most, "all_steps": 0}
+    assert plan.choose_epochs(1e6, times, {"all_steps": 0.5}) == {"ann": 1, "one_step": 0, "all_steps": most}
     with pytest.raises(table1.Table1Error, match=r"--minutes must leave 0.08 minutes a row .* got 0.07"):
-        table1.choose_epochs(4, times, table1.SHARES)
+        plan.choose_epochs(4, times, plan.SHARES)
 
 
 def run(monkeypatch, *arguments):

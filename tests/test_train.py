@@ -18,14 +18,16 @@ from lightning_fabric import Fabric
 from recipe_runs import DIGITS, RECIPES, SHORT, checkpoints_of, outcome, start, torchrun, train, wait_for_steps
 from torch import nn
 
-from cifar.config import Training, load_config
+from cifar.config import Training
 from cifar.conversion import choose_thresholds
 from cifar.data import load_data
 from cifar.loss import distilled
 from cifar.optimizer import make_optimizer, rate
+from cifar.reading import load_config
 from cifar.spent import joules_used
+from cifar.stage import phase_of
 from cifar.termination import Termination
-from cifar.training import Trainer, phase_of
+from cifar.training import Trainer
 from onespike.conversion import SpikingNetwork
 from onespike.conversion.network import LEAKS
 from onespike.functional import Readout

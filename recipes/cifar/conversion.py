@@ -11,9 +11,11 @@ from cifar.checkpoint import require_one_folder
 from cifar.codes import encoder_of, neuron_of, with_batch_norm
 from cifar.config import Config
 from cifar.data import Data, Split
+from cifar.evaluation import FEW_STEPS, accuracy
 from cifar.folder import digest_of_weights, read_json, write_json
 from cifar.results import watch
-from cifar.training import FEW_STEPS, Runtime, accuracy, seed_of
+from cifar.seeds import seed_of
+from cifar.stage import Runtime
 from onespike.conversion import ConversionError, SpikingNetwork, calibrate_thresholds, convert, fit_one_spike
 from onespike.conversion.calibrate import SilentLayerError
 from onespike.metrics import NetworkHealth

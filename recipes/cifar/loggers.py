@@ -4,7 +4,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cifar.results import flat, write_history
+from cifar.reading import flattened
+from cifar.results import write_history
 
 
 class LoggerError(RuntimeError):
@@ -47,7 +48,7 @@ class Loggers:
         write_history(self.folder, history)
         for position in range(self.written, len(history)):
             entry = history[position]
-            values = {f"{entry['stage']}/{name}": value for name, value in flat(entry).items() if isinstance(value, float)}
+            values = {f"{entry['stage']}/{name}": value for name, value in flattened(entry).items() if isinstance(value, float)}
             if self.tensorboard is not None:
                 for name, value in values.items():
                     self.tensorboard.add_scalar(name, value, entry["epoch"])

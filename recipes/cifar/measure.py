@@ -13,10 +13,12 @@ from cifar.checkpoint import Checkpoints
 from cifar.config import Config
 from cifar.conversion import spiking_network
 from cifar.data import Data, Split
+from cifar.evaluation import accuracy
 from cifar.graph import FIRST_STEPS
 from cifar.loss import Loss, snn_loss
+from cifar.stage import Runtime, Stage
 from cifar.termination import Termination
-from cifar.training import Runtime, Stage, Trainer, accuracy
+from cifar.training import Trainer
 
 STEPS = 8
 """Steps that are timed, after those in which kernels are compiled and a step is recorded."""

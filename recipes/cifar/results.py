@@ -16,9 +16,11 @@ from torch import Tensor
 from cifar.config import Config
 from cifar.counts import counts_of, spike_time_counts, spike_times
 from cifar.data import CLASSES, STATISTICS, Split
+from cifar.evaluation import evaluation_batch
 from cifar.figures import write_figures
 from cifar.output import say
-from cifar.training import evaluation_batch, seed_of
+from cifar.reading import flattened
+from cifar.seeds import seed_of
 from onespike import plots
 from onespike.conversion import SpikingNetwork
 from onespike.conversion.storage import write_atomically
@@ -95,20 +97,12 @@ def provenance(fabric: Fabric) -> dict[str, Any]:
 def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
     """Write the epochs as JSON lines and, a column for each layer, as CSV."""
     write_atomically(folder / "history.jsonl", "".join(json.dumps(entry) + "\n" for entry in history).encode())
-    rows = [flat(entry) for entry in history]
+    rows = [flattened(entry) for entry in history]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(folder / "history.csv", text.getvalue().encode())
-
-
-def flat(entry: dict[str, Any]) -> dict[str, Any]:
-    """Spread what an entry says by layer over dotted names."""
-    spread: dict[str, Any] = {}
-    for name, value in entry.items():
-        spread |= {f"{name}.{layer}": one for layer, one in value.items()} if isinstance(value, dict) else {name: value}
-    return spread
 
 
 def table(results: dict[str, Any], config: Config) -> str:

@@ -4,30 +4,27 @@ Everything random is a function of (seed, stage, epoch or step, process), so tha
 weights, the optimiser and the number of steps taken are the whole state.
 """
 
-import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from cifar.checkpoint import CheckpointError, Checkpoints, require_one_folder
-from cifar.config import Config, Training
-from cifar.data import Data, Epoch, Split
+from cifar.checkpoint import CheckpointError, require_one_folder
+from cifar.data import Epoch
+from cifar.evaluation import accuracy, parts
 from cifar.graph import Replayed, capture
-from cifar.guard import DeadTrainingError, TrainingError, at_chance, never_rose, why_dead
-from cifar.loss import Loss
+from cifar.guard import Guard, broken_weights
 from cifar.optimizer import STATES, make_optimizer, rate, set_rate
 from cifar.output import OutputError, complain, say
-from cifar.termination import TERMINATED, Termination
+from cifar.seeds import seed_of
+from cifar.stage import Progress, Runtime, Stage, phase_of, require_progress
+from cifar.termination import TERMINATED
 from onespike.optim import centralize_gradients
 from onespike.spikingjelly import project_net
 
@@ -35,75 +32,8 @@ LOOK_EVERY = 50
 """Steps between looks at the loss and at other processes' signals on a GPU, where looking makes it wait."""
 
 
-FEW_STEPS = 20
-"""Time steps up to which a network is evaluated by the same number of images at once."""
 CHECKED_IMAGES = 1000
 """Validation images by which a network is judged before it is saved in the middle of an epoch."""
-
-
-@dataclass
-class Progress:
-    """How far a stage is."""
-
-    step: int = 0
-    seconds: float = 0.0
-    loss: float = 0.0  # sums over the images of the running epoch
-    hits: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    cut: bool = False  # ended before its last epoch, when its time was up
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One training: the ANN's or the SNN's.
-
-    Attributes:
-        name: "ann" or "snn".
-        settings: how to train.
-        loss: maps (output, target, images) to the mean over a batch.
-        describe: what else an epoch's line of the history should say about the network.
-        dead_layers: names of the layers through which no gradient gets any more.
-        timesteps: by how many time steps an epoch, counted from 0, trains; None of a network that has none. Where their number
-            changes, the optimiser begins afresh and so does its schedule: Adam's averages are of gradients of another size.
-        lr_factor: on the learning rate, by the number of time steps.
-        accuracy: on the validation split before training, in percent; 0 where that is chance.
-        checkpoints: where the stage is kept.
-        log: is called with the history when it has grown.
-    """
-
-    name: str
-    settings: Training
-    loss: Loss
-    checkpoints: Checkpoints
-    log: Callable[[list[dict[str, Any]]], None]
-    describe: Callable[[Any], dict[str, Any]] = lambda _: {}
-    dead_layers: Callable[[Any], list[str]] = lambda _: []
-    timesteps: Callable[[int], int] | None = None
-    lr_factor: Callable[[int], float] = lambda _: 1.0
-    accuracy: float = 0.0
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """What all stages of a run share.
-
-    Attributes:
-        config: settings of the run.
-        data: the training split is learnt, the validation split measured after each epoch.
-        fabric: launched.
-        termination: what SIGTERM and the like do; while a network is trained they save a checkpoint and end the process.
-        save_every: seconds between checkpoints, beside the first, the last and that of a signal.
-        recorded: replay steps as a CUDA graph.
-        until: name of a stage -> time.monotonic() at which it ends, wherever it is.
-    """
-
-    config: Config
-    data: Data
-    fabric: Fabric
-    termination: Termination
-    save_every: float
-    recorded: bool
-    until: dict[str, float] = field(default_factory=dict)
 
 
 class Trainer:
@@ -132,6 +62,7 @@ class Trainer:
             self.restore(saved, optimizer)
             self.saved_step = self.progress.step
             self.total = self.progress.step if self.progress.cut else self.total
+        self.guard = Guard(stage, network, self.data, self.progress)
         require_one_folder(self.fabric, f"the step of {stage.name}", self.saved_step)
         sums = [self.progress.loss, self.progress.hits] if self.fabric.is_global_zero else [0, 0]
         self.loss, self.hits = torch.tensor(sums, device=self.fabric.device, dtype=torch.float64)
@@ -153,7 +84,7 @@ class Trainer:
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             what = " ".join(str(error).split())[:300]
             raise checkpoints.unusable(f"is not of this network ({type(error).__name__}: {what})") from error
-        if broken := self.broken_weights():
+        if broken := broken_weights(self.network):
             raise checkpoints.unusable(f"holds NaN or infinite weights, {', '.join(broken)}")
 
     def fit(self) -> Progress:
@@ -166,7 +97,7 @@ class Trainer:
         )
         order: Epoch | None = None
         self.network.train()
-        with bar, self.runtime.termination.deferred(), self.failing_numbers():
+        with bar, self.runtime.termination.deferred(), self.guard.failing_numbers():
             self.save_if_due()
             while progress.step < self.total:
                 epoch, position = divmod(progress.step, self.steps_per_epoch)
@@ -228,7 +159,7 @@ class Trainer:
         (self.replayed or self.step)(batch)
         self.progress.step += 1
         if self.looks():
-            self.require_finite_loss()
+            self.guard.require_finite_loss(self.loss)
 
     def step(self, batch: Epoch) -> None:
         """Take one optimiser step with this process's share of a batch, on the device and in place, as `graph` asks for."""
@@ -269,7 +200,7 @@ class Trainer:
     def close_epoch(self, epoch: int, seen: int) -> None:
         """Add an epoch, over `seen` images, to the history."""
         stage, fabric = self.stage, self.fabric
-        self.require_finite_loss()
+        self.guard.require_finite_loss(self.loss)
         if stage.timesteps is not None:
             self.network.T = self.runtime.config.T
         entry = {
@@ -290,7 +221,7 @@ class Trainer:
         except OSError as error:
             lost = f"{error.filename} cannot be written: {error.strerror}"
             raise CheckpointError(f"{lost}; {stage.checkpoints.last()}") from error
-        self.require_alive(entry["validation_accuracy"], len(self.data.validation))
+        self.guard.require_alive(entry["validation_accuracy"], len(self.data.validation))
         self.network.train()
 
     def cut_if_late(self) -> None:
@@ -328,17 +259,16 @@ class Trainer:
         self.saved_at = time.monotonic()
         if self.saved_step == progress.step:
             return
-        self.require_finite_loss()
+        self.guard.require_finite_loss(self.loss)
         if progress.step % self.steps_per_epoch and progress.step != self.total:  # the end of an epoch was looked at
             images, T = self.data.validation.head(CHECKED_IMAGES), self.trained_timesteps
             if T is not None:
                 self.network.T = self.runtime.config.T
-            self.require_alive(accuracy(self.network, images, self.fabric), len(images))
+            self.guard.require_alive(accuracy(self.network, images, self.fabric), len(images), between=True)
             self.network.train()
             if T is not None:
                 self.network.T = T
-        if broken := self.broken_weights():
-            raise TrainingError(self.not_finite(f"the weights {', '.join(broken)}"))
+        self.guard.require_finite_weights()
         progress.seconds = time.monotonic() - self.started
         progress.loss, progress.hits = self.fabric.all_reduce(torch.stack([self.loss, self.hits]), reduce_op="sum").tolist()
         if self.fabric.is_global_zero:
@@ -350,108 +280,7 @@ class Trainer:
             self.stage.checkpoints.save(progress.step, state)
         self.saved_step = progress.step
 
-    @contextmanager
-    def failing_numbers(self) -> Iterator[None]:
-        """Turn what a network says about NaN and infinite numbers inside into a TrainingError; other errors pass."""
-        try:
-            yield
-        except ValueError as error:
-            if broken := self.broken_weights():
-                raise TrainingError(self.not_finite(f"the weights {', '.join(broken)}")) from error
-            if "finite" in str(error):  # currents that have left their range, by weights that have not
-                raise TrainingError(self.not_finite(f"a number in the network ({error})")) from error
-            raise
-
-    def broken_weights(self) -> list[str]:
-        """Return the names of the parameters that are not finite."""
-        return [name for name, parameter in self.network.named_parameters() if not parameter.isfinite().all()]
-
-    def require_finite_loss(self) -> None:
-        """Raise a TrainingError unless the losses so far are finite."""
-        if not self.loss.isfinite():
-            raise TrainingError(self.not_finite(f"the loss of {self.stage.name}"))
-
-    def require_alive(self, found: float, images: int) -> None:
-        """Raise a DeadTrainingError if the network, with this validation accuracy over so many images, will not recover."""
-        stage, step, classes, history = self.stage, self.progress.step, self.data.classes, self.progress.history
-        if not at_chance(found, classes, images):
-            return
-        between = step % self.steps_per_epoch and step != self.total  # where gradients of few images may all be 0 for a while
-        best = max([stage.accuracy, *(entry["validation_accuracy"] for entry in history)])
-        reason = why_dead(found, best, classes, images, [] if between else stage.dead_layers(self.network))
-        remedy = f"a lower {stage.name}.lr or, for a spiking network, with snn.relative=true and snn.warmup"
-        if reason is None and not between and self.out_of_patience():
-            reason = f"after {len(history)} epochs its accuracy is still {found:.1f} %, chance"
-            remedy = f"another {stage.name}.lr, init=centred, {stage.name}.centralize=true or less dropout"
-        if reason:
-            when = f"{stage.name} can learn no more at step {step}"
-            raise DeadTrainingError(f"{when}: {reason}; {stage.checkpoints.last()}; begin again with {remedy}")
-
-    def out_of_patience(self) -> bool:
-        """Whether the network has not left chance in the epochs that it was given for it."""
-        settings, history, data = self.stage.settings, self.progress.history, self.data
-        if not settings.patience or len(history) < settings.patience + settings.warmup:
-            return False
-        return never_rose(history, data.classes, training=len(data.train), validation=len(data.validation))
-
-    def not_finite(self, what: str) -> str:
-        """Say what became NaN or infinite, and what to do."""
-        name = self.stage.name
-        when = f"{what} became NaN or infinite by step {self.progress.step}"
-        also = "" if self.stage.timesteps is None else " or gamma"  # which multiplies gradients layer by layer
-        return f"{when}: {self.stage.checkpoints.last()}; lower {name}.lr{also} or set {name}.clip"
-
-
-def require_progress(progress: Progress) -> None:
-    """Raise a ValueError unless the progress of a checkpoint is made of finite numbers and of epochs."""
-    numbers = (progress.step, progress.seconds, progress.loss, progress.hits)
-    if progress.step < 0 or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"progress must be finite numbers >= 0, got {numbers}")
-    if not all(math.isfinite(entry["validation_accuracy"]) and entry["stage"] for entry in progress.history):
-        raise ValueError("history must hold epochs")
-
-
-def phase_of(epoch: int, epochs: int, timesteps: Callable[[int], int] | None) -> tuple[int, int]:
-    """Return the first epoch, and the one after the last, of those around `epoch` that train the same number of time steps."""
-    if timesteps is None:
-        return 0, epochs
-    first, last, T = epoch, epoch + 1, timesteps(epoch)
-    while first > 0 and timesteps(first - 1) == T:
-        first -= 1
-    while last < epochs and timesteps(last) == T:
-        last += 1
-    return first, last
-
 
 def shortened(entry: dict[str, Any]) -> dict[str, str]:
     """Return what the progress bar shows of an epoch."""
     return {name: f"{entry[name]:.3g}" for name in ("loss", "validation_accuracy", "spikes") if name in entry}
-
-
-def seed_of(*parts: Any) -> int:
-    """Return a seed that stands for these names and numbers alone."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
-
-
-def parts(output: Any) -> tuple[Tensor, ...]:
-    """Return the tensors that a network puts out, the logits or potentials [N, K] first."""
-    return output if isinstance(output, tuple) else (output,)
-
-
-def evaluation_batch(network: nn.Module, device: torch.device) -> int:
-    """Return how many images are evaluated at once: on a GPU enough to keep it busy; fewer where there are many time steps."""
-    size = 250 if device.type == "cpu" else 1000
-    return max(1, min(size, size * FEW_STEPS // getattr(network, "T", 1)))
-
-
-@torch.no_grad()
-def accuracy(network: nn.Module, split: Split, fabric: Fabric, batch_size: int | None = None) -> float:
-    """Return the share of hits in percent, in full precision, every image counted once over all processes."""
-    network.eval()
-    torch.manual_seed(seed_of("evaluation"))  # encoders may draw
-    batch_size = batch_size or evaluation_batch(network, fabric.device)
-    hits = torch.zeros((), device=fabric.device, dtype=torch.float64)
-    for first in range(fabric.global_rank * batch_size, len(split), fabric.world_size * batch_size):
-        x, y = split.plain(slice(first, first + batch_size))
-        hits += (parts(network(x))[0].argmax(1) == y).sum()
-    return 100 * fabric.all_reduce(hits, reduce_op="sum").item() / len(split)

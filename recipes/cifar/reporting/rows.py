@@ -10,8 +10,8 @@ from typing import Any
 
 from cifar.checkpoint import CheckpointError
 from cifar.folder import parse
+from cifar.reading import flattened
 from cifar.reporting.paper import PEERS, VARIANTS
-from cifar.results import flat
 from onespike.metrics.energy import ACCOUNTINGS, TECHNOLOGIES
 from onespike.models.vgg import LAYERS
 
@@ -272,7 +272,7 @@ def tell_apart(rows: list[Row]) -> None:
     for row in rows:
         kinds.setdefault((row.setting, row.kind), []).append(row)
     for alike in kinds.values():
-        settings = [{k: json.dumps(v) for k, v in flat(row.config).items() if k not in OWN} for row in alike]
+        settings = [{k: json.dumps(v) for k, v in flattened(row.config).items() if k not in OWN} for row in alike]
         shared = set.intersection(*map(set, settings))  # versions of the recipe have different settings
         usual = {key: Counter(own[key] for own in settings).most_common(1)[0][0] for key in shared}
         for row, own in zip(alike, settings, strict=True):
