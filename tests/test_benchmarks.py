@@ -304,3 +304,24 @@ def test_the_collapse_can_be_watched(monkeypatch, tmp_path, capsys):
     assert all(float(line.split()[1]) > 0.01 for line in first)
     assert max(float(line.split()[4]) for line in first) > 1, "a rate of 1 moves currents by more than a threshold"
     assert min(float(line.split()[1]) for line in last) == 0, "which leaves nothing in support"
+
+
+def test_networks_learn_to_live_with_spoilt_frames(monkeypatch, tmp_path):
+    settings = ["--device", "cpu", "--set", *SHORT, "T=3"]
+    train(monkeypatch, DIGITS, "--out", tmp_path / "hybrid", *settings)
+    train(monkeypatch, DIGITS, "--out", tmp_path / "analogue", "--ann", tmp_path / "hybrid", *settings, "encoder=analogue")
+    runs = [tmp_path / "hybrid", tmp_path / "analogue"]
+    command = [sys.executable, BENCHMARKS / "degraded_frames.py", *runs, "--epochs", 1, "--out", tmp_path, "--ways"]
+    done = subprocess.run(list(map(str, [*command, "as it is", "1 bit"])), capture_output=True, text=True, check=True)
+    found = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert done.stdout.count("1 bit") == 2
+    assert set(found["hybrid"]) == {"as it is", "1 bit"}
+    for run in runs:
+        recorded = json.loads((run / "metrics.json").read_text())["results"]["trained"]["accuracy_at_step"]
+        assert found[run.name]["as it is"]["before"] == pytest.approx(recorded), "as it is, the network is the run's"
+        assert found[run.name]["1 bit"]["after"] != found[run.name]["1 bit"]["before"]
+    refused = subprocess.run(
+        list(map(str, [*command[:2], tmp_path / "none", "--out", tmp_path])), capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 1
+    assert "none" in refused.stderr.splitlines()[-1]
