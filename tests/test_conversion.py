@@ -548,6 +548,29 @@ def test_every_encoder_can_be_saved(ann, digits, thresholds, encoder, tmp_path):
     assert loaded.T == encoder.T
 
 
+class OfOurs(SpikingNetwork):
+    """A subclass without a constructor of its own."""
+
+
+class OfAnAnn(SpikingNetwork):
+    """One that is made of something else."""
+
+    def __init__(self, ann, images):
+        network = convert(ann, images)
+        super().__init__(network.encoder, list(network.layers), list(network.body), network.readout)
+
+
+def test_a_subclass_is_saved_if_it_can_be_loaded_again(ann, network, digits, tmp_path):
+    network.__class__ = OfOurs
+    network.save(tmp_path / "plain")
+    loaded = OfOurs.load(tmp_path / "plain")
+    assert type(loaded) is OfOurs
+    assert torch.equal(loaded(digits[0][:5]).potential, network.eval()(digits[0][:5]).potential)
+    with pytest.raises(TypeError, match="OfAnAnn must be made of encoder, layers, modules and readout, as SpikingNetwork is"):
+        OfAnAnn(ann, digits[0][:20]).save(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_second_save_replaces_the_first_and_leaves_other_files(network, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     network.save(tmp_path)

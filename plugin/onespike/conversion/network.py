@@ -209,7 +209,7 @@ class SpikingNetwork(CopyableMemory):
         """Write the network to `folder` as safetensors and JSON with SHA-256 sums; see `onespike.conversion.storage`."""
         from onespike.conversion.storage import save  # noqa: PLC0415  (safetensors is needed here alone)
 
-        save(self, SpikingNetwork, Path(folder))
+        save(self, Path(folder))
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:

@@ -58,7 +58,7 @@ MEANINGLESS = (
 """What building a network from nonsense raises."""
 
 
-def save(network: "SpikingNetwork", network_class: type[Network], folder: Path) -> None:
+def save(network: "SpikingNetwork", folder: Path) -> None:
     """Write `network` to `folder`, made if need be; an earlier network there stays whole until the new one is.
 
     What is written is what the modules are now, whatever became of them since the conversion. It is read back, in memory,
@@ -66,12 +66,19 @@ def save(network: "SpikingNetwork", network_class: type[Network], folder: Path) 
 
     Raises:
         TypeError: a part of the network cannot be described: it is not of the very class of a layer that conversion makes, has
-            hooks, or weights besides its own. The message names it, and the folder is as it was.
+            hooks, or weights besides its own; or the network's class has a constructor of its own. The message names it, and
+            the folder is as it was.
         RuntimeError: parts of the network are in different step modes.
     """
     structure = describe(network)
     state = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
-    require_the_same(network, build(network_class, structure), structure, state)
+    kind = type(network)
+    try:
+        again = build(kind, structure)
+    except TypeError as error:
+        made = "must be made of encoder, layers, modules and readout, as SpikingNetwork is, to be loaded again"
+        raise TypeError(f"{kind.__name__} {made}: {error}") from error
+    require_the_same(network, again, structure, state)
     weights = safetensors.torch.save(state)
     weights_sum = hashlib.sha256(weights).hexdigest()
     file_name = f"weights-{weights_sum[:16]}.safetensors"
