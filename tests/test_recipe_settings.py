@@ -1,10 +1,15 @@
 """The CIFAR recipe's settings and the configs in the repository."""
 
 import json
+import os
+import subprocess
 from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
-from recipe_runs import CONFIGS, DIGITS, TINY, train
+from recipe_runs import CONFIGS, DIGITS, RECIPES, TINY, train
 
 from cifar.config import Config, ConfigError, Training, explain, named_settings
 from cifar.identity import ann_identity, claim, identity_of
@@ -168,6 +173,28 @@ def test_help_explains_every_setting():
         assert name.rpartition(".")[2] in told
     assert "(default ann 0.01, snn 0.0001)" in told
     assert "(default ann sgd, snn adam)" in told
+
+
+def test_the_evidence_is_made_of_runs_that_share_their_anns(tmp_path):
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$@" >> "$(dirname "$0")/commands"\n')
+    (tmp_path / "python").chmod(0o755)
+    command = ["bash", RECIPES / "evidence.sh", "DATA", "RUNS", "base", "fig4", "peers", "controls"]
+    subprocess.run(command, env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}, check=True)
+    anns, configs = {}, {}
+    for line in (tmp_path / "commands").read_text().splitlines():
+        words = line.split()
+        settings = load_config([Path(word) for word in words if word.endswith(".yaml")], [w for w in words if "=" in w])
+        options = dict(pairwise(words))
+        out, ann = options["--out"], ann_identity(identity_of(settings))
+        if "--ann" in options:
+            assert anns[options["--ann"]] == ann, f"{out} takes an ANN that is trained before it, by the same settings"
+        else:
+            anns[out] = ann
+        assert configs.setdefault(out, settings) == settings, "a name is a run"
+    assert len(set(map(repr, configs.values()))) == len(configs), "no run is made twice"
+    assert all(load_config([EVIDENCE, peer]) in configs.values() for peer in PEERS)
+    assert {config.encoder for config in configs.values()} == {*get_args(get_type_hints(Config)["encoder"])}
+    assert {config.neuron for config in configs.values()} == {*get_args(get_type_hints(Config)["neuron"])}
 
 
 @pytest.mark.parametrize("config", sorted({*CONFIGS.rglob("*.yaml")} - {*PEERS}), ids=lambda path: path.stem)
