@@ -8,7 +8,7 @@ from unittest.mock import patch
 import torch
 
 from onespike.functional import backends
-from onespike.functional.lif import planned
+from onespike.functional.plans import planned
 from onespike.kernels import cupy, triton
 
 STUBBED = ("cupy", "triton")

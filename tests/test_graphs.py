@@ -330,6 +330,17 @@ def test_functions_and_steps_count_as_modules_and_sequences_do():
         assert found.images == 5
 
 
+def test_spikes_are_followed_through_a_converted_concatenation():
+    ann = Drawn([("conv", 0, 0), ("conv", 1, 1), ("cat", 1, 2)], 3).eval()
+    images = torch.rand(6, CHANNELS, 4, 4)
+    network = convert(ann, images, timesteps=8)
+    with torch.no_grad(), SpikingActivity(network) as activity:
+        network(images)
+    behind = activity.synapses["weights.2"]
+    assert behind.sources == ("relus.0", "relus.1")
+    assert behind.spikes == sum(activity.layers[name].spikes for name in behind.sources) > 0
+
+
 def test_a_converted_graph_is_counted_under_the_anns_names():
     ann = Drawn([("conv", 0, 0), ("pool", 0, 0), ("add", 1, 2), ("sum", 2, 3), ("conv", 4, 4)], 3).eval()
     images = torch.rand(6, CHANNELS, 4, 4)

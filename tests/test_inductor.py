@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from onespike.functional import BackendUnavailableError, LIFState, backends, single_spike_lif, why_unavailable
 from onespike.functional.backends import AUTO_COMPILES_FROM, resolve_backend
-from onespike.functional.lif import plan_of
+from onespike.functional.plans import plan_of
 from onespike.kernels import inductor, steps
 from onespike.kernels.compiled import compiler_options
 from onespike.kernels.plan import Switches

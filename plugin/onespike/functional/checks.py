@@ -82,6 +82,16 @@ class NotFiniteError(ValueError):
     """A number is NaN or infinite where it may not be; the message names the argument."""
 
 
+def not_finite(name: str, x_seq: Tensor, v: Tensor | None) -> NotFiniteError:
+    """Say from what potentials became NaN or infinite."""
+    for source, tensor in ((name, x_seq), ("state.v", v)):
+        if tensor is not None and not tensor.isfinite().all():
+            nans, infinities = int(tensor.isnan().sum()), int(tensor.isinf().sum())
+            return NotFiniteError(f"{source} must be finite, got {nans} NaN and {infinities} Inf in {tensor.numel()} values")
+    low, high = extremes(x_seq.detach())
+    return NotFiniteError(f"{name} must not overflow the potential, got values from {low} to {high}")
+
+
 def check_no_nan(result: Tensor, **sources: Tensor | None) -> None:
     """Raise where a CPU tensor holds NaN and one of those that it was computed from does, by name.
 

@@ -3,7 +3,8 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from onespike.metrics.activity import SpikingActivity, Synapses, check_activity
+from onespike.metrics.activity import SpikingActivity, check_activity
+from onespike.metrics.counts import Synapses
 
 ACCOUNTINGS = ("paper", "input", "events")
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from onespike.metrics.watched import named_modules
 from onespike.spikingjelly import SingleSpikeLIFNode
 
 SUPPORT_LIMIT = 0.01
@@ -98,9 +99,8 @@ class NetworkHealth:
     layers: dict[str, LayerHealth] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        own_names = getattr(self.network, "named_layers", None)
-        named = own_names() if own_names else dict(self.network.named_modules())
-        self._nodes: dict[str, Any] = {name: module for name, module in named.items() if is_single_spike(module)}
+        named = named_modules(self.network).items()
+        self._nodes: dict[str, Any] = {name: module for name, module in named if is_single_spike(module)}
         if not self._nodes:
             raise ValueError(f"network must hold single-spike neurons, got {type(self.network).__name__} without any")
         self.layers = {name: LayerHealth() for name in self._nodes}

@@ -2,8 +2,9 @@
 
 from torch import nn
 
-from onespike.metrics.activity import SpikingActivity, check_activity, check_network
+from onespike.metrics.activity import SpikingActivity, check_activity
 from onespike.metrics.macs import WEIGHTED
+from onespike.metrics.watched import check_network
 
 
 def neurobench_report(network: nn.Module, activity: SpikingActivity) -> dict[str, float]:

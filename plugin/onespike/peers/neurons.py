@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onespike.functional.checks import can_look_at, check_floating, check_T, extremes, is_traced, shown
-from onespike.functional.lif import not_finite
+from onespike.functional.checks import can_look_at, check_floating, check_T, extremes, is_traced, not_finite, shown
 from onespike.kernels.reference import state_dtype
 from onespike.peers.codes import kernel_spikes, phase_size
 from onespike.peers.numbers import NumberedModule, as_real, check_number, check_sequence, positive
