@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+BLOCK = 2**16
+
 
 @dataclass
 class Layer:
@@ -54,14 +56,25 @@ class Synapses:
 
 
 def total(values: Tensor) -> Tensor:
-    """Add up what is counted, exactly."""
-    return values.sum(dtype=torch.float64)
+    """Add up what is counted, exactly: in float64, of which a CPU is given no more at once than its cache holds."""
+    if values.numel() <= BLOCK or values.device.type != "cpu":
+        return values.sum(dtype=torch.float64)
+    rows = BLOCK * len(values) // values.numel()
+    return torch.stack([total(part) for part in (values.split(rows) if rows else values)]).sum()
 
 
 def events_of(module: nn.Module, counts: Tensor) -> Tensor:
-    """Sum over the inputs of one step their spike count times their number of synapses, by a pass with all weights at 1."""
+    """Sum over the inputs of one step their spike count times their number of synapses.
+
+    That is a pass with all weights at 1, in which one output of each group of channels stands for the others.
+    """
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    if isinstance(module, nn.Linear):
+        return total(counts) * len(weight)
     counts = counts.unsqueeze(0) if module.step_mode == "m" else counts
-    ones = {"weight": torch.ones_like(module.weight)}  # type: ignore[arg-type]
+    groups: int = module.groups  # type: ignore[assignment]
+    ones = {"weight": torch.ones_like(weight[:groups])}
     if isinstance(module.bias, Tensor):  # no input's spike brings it
-        ones["bias"] = torch.zeros_like(module.bias)
-    return total(functional_call(module, ones, counts))
+        ones["bias"] = torch.zeros_like(module.bias[:groups])
+    return total(functional_call(module, ones, counts)) * (len(weight) // groups)
