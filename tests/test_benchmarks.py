@@ -14,6 +14,7 @@ from recipe_runs import DIGITS, SHORT, train
 from torch import nn
 
 from onespike.functional import BackendUnavailableError, single_spike_lif
+from onespike.spikingjelly import HybridEncoder
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -307,21 +308,48 @@ def test_the_collapse_can_be_watched(monkeypatch, tmp_path, capsys):
 
 
 def test_networks_learn_to_live_with_spoilt_frames(monkeypatch, tmp_path):
+    hybrid, analogue, other = (tmp_path / name for name in ("hybrid", "analogue", "other"))
     settings = ["--device", "cpu", "--set", *SHORT, "T=3"]
-    train(monkeypatch, DIGITS, "--out", tmp_path / "hybrid", *settings)
-    train(monkeypatch, DIGITS, "--out", tmp_path / "analogue", "--ann", tmp_path / "hybrid", *settings, "encoder=analogue")
-    runs = [tmp_path / "hybrid", tmp_path / "analogue"]
-    command = [sys.executable, BENCHMARKS / "degraded_frames.py", *runs, "--epochs", 1, "--out", tmp_path, "--ways"]
-    done = subprocess.run(list(map(str, [*command, "as it is", "1 bit"])), capture_output=True, text=True, check=True)
-    found = json.loads((tmp_path / "results.json").read_text())["results"]
-    assert done.stdout.count("1 bit") == 2
-    assert set(found["hybrid"]) == {"as it is", "1 bit"}
-    for run in runs:
+    train(monkeypatch, DIGITS, "--out", hybrid, *settings)
+    train(monkeypatch, DIGITS, "--out", analogue, "--ann", hybrid, *settings, "encoder=analogue")
+    train(monkeypatch, DIGITS, "--out", other, *settings, "seed=1", "ann.max_steps=1", "snn.max_steps=1")
+
+    def spoil(*arguments, fails=False):
+        command = [sys.executable, BENCHMARKS / "degraded_frames.py", *arguments, "--epochs", 1, "--out", tmp_path / "out"]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+        assert (done.returncode != 0) == fails, done.stderr
+        return done
+
+    spoil(hybrid, analogue, "--ways", "1 bit", "moved")
+    first = (tmp_path / "out" / "results.json").read_text()
+    again = spoil(hybrid, analogue, "--ways", "1 bit", "as it is")
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert again.stdout.count("1 bit, 1 epochs") == again.stdout.count("moved, 1 epochs") == 2, "what there is is printed"
+    for run in (hybrid, analogue):
         recorded = json.loads((run / "metrics.json").read_text())["results"]["trained"]["accuracy_at_step"]
-        assert found[run.name]["as it is"]["before"] == pytest.approx(recorded), "as it is, the network is the run's"
-        assert found[run.name]["1 bit"]["after"] != found[run.name]["1 bit"]["before"]
-    refused = subprocess.run(
-        list(map(str, [*command[:2], tmp_path / "none", "--out", tmp_path])), capture_output=True, text=True, check=False
-    )
-    assert refused.returncode == 1
-    assert "none" in refused.stderr.splitlines()[-1]
+        ways = found[run.name]
+        assert ways["as it is, 1 epochs"]["before"] == pytest.approx(recorded), "as it is, the network is the run's"
+        assert ways["1 bit, 1 epochs"]["after"] != ways["1 bit, 1 epochs"]["before"]
+        assert ways["moved, 1 epochs"] == json.loads(first)["results"][run.name]["moved, 1 epochs"], "nothing is lost"
+    for runs, message in (
+        ([tmp_path / "none"], "none"),
+        ([hybrid, other], "conversion.json was made from another ANN"),
+        ([hybrid, hybrid], "runs must have names of their own"),
+    ):
+        assert message in spoil(*runs, fails=True).stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("way", ["noise", "2 bits", "occluded", "half of the frames missing", "moved"])
+def test_a_frame_is_spoilt_alone_and_alike_in_every_layout(way, benchmarks):
+    from degraded_frames import SpoiltFrame  # noqa: PLC0415
+
+    encoder = HybridEncoder(4, (-2.0, 3.0))
+    x = 5 * torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(0)) - 2
+    spoilt = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        spoilt.append(SpoiltFrame(encoder, way)(x.contiguous(memory_format=layout)))
+    assert torch.equal(*spoilt)
+    assert torch.equal(spoilt[0][1:], encoder(x)[1:])
+    changed = (spoilt[0][0] != x).float().mean().item()
+    assert changed == pytest.approx({"occluded": 0.25, "half of the frames missing": 0.5}.get(way, 1), abs=0.1)

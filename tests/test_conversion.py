@@ -560,14 +560,26 @@ class OfAnAnn(SpikingNetwork):
         super().__init__(network.encoder, list(network.layers), list(network.body), network.readout)
 
 
+class WithMore(SpikingNetwork):
+    """One that may be made of more."""
+
+    def __init__(self, *parts, extra=3):
+        super().__init__(*parts)
+        self.extra = extra
+
+
 def test_a_subclass_is_saved_if_it_can_be_loaded_again(ann, network, digits, tmp_path):
-    network.__class__ = OfOurs
+    network.__class__, network.note = OfOurs, "what is no part of a network is not saved"
     network.save(tmp_path / "plain")
     loaded = OfOurs.load(tmp_path / "plain")
     assert type(loaded) is OfOurs
     assert torch.equal(loaded(digits[0][:5]).potential, network.eval()(digits[0][:5]).potential)
     with pytest.raises(TypeError, match="OfAnAnn must be made of encoder, layers, modules and readout, as SpikingNetwork is"):
         OfAnAnn(ann, digits[0][:20]).save(tmp_path / "other")
+    with pytest.raises(TypeError, match="extra must be what the constructor of WithMore makes it, 3, to be saved, got 7"):
+        WithMore(network.encoder, list(network.layers), list(network.body), network.readout, extra=7).save(tmp_path / "other")
+    WithMore(network.encoder, list(network.layers), list(network.body), network.readout).save(tmp_path / "more")
+    assert WithMore.load(tmp_path / "more").extra == 3
     assert not (tmp_path / "other").exists()
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from spikingjelly.activation_based import functional, layer
 from torch import nn
+from torch.nn.utils import prune
 from torch.utils.data import DataLoader, TensorDataset
 
 from onespike.metrics import MEMORIES, SpikingActivity, energy, neurobench_report, quantised_baseline
@@ -308,6 +309,49 @@ def test_bits_of_a_weight_are_whole(bits):
     activity = counted(small(2), torch.rand(1, 2, 6, 6), 2)
     with pytest.raises(TypeError, match=rf"weight_bits must be an int, got {bits!r}"):
         quantised_baseline(activity, weight_bits=bits)
+
+
+class Masked(layer.Linear):
+    """A layer whose forward leaves out half of its synapses."""
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight * (torch.arange(self.in_features) % 2))
+
+
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_synapses_that_are_cut_off_are_not_counted(step_mode):
+    """One layer behind another's spikes: what reaches every output, every other one, and a third of them."""
+    pruned, convolution = layer.Linear(12, 6), layer.Conv2d(4, 6, 3, padding=1, groups=2)
+    for module in (pruned, convolution):
+        prune.random_unstructured(module, "weight", 0.6)
+    convolution.register_forward_hook(lambda module, inputs, output: output + 1)  # is not a synapse either
+    x = (torch.rand(5, 12, generator=torch.Generator().manual_seed(1)) < 0.5).float()
+    image = (torch.rand(5, 4, 6, 6, generator=torch.Generator().manual_seed(2)) < 0.5).float()
+    every_other = x * (torch.arange(12) % 2)
+    grouped = nn.functional.conv2d(image, convolution.weight_mask, padding=1, groups=2)
+    for module, spikes, expected in (
+        (layer.Linear(12, 6), x, 6 * x.sum()),
+        (Masked(12, 6), x, 6 * every_other.sum()),
+        (pruned, x, (x @ pruned.weight_mask.T).sum()),
+        (convolution, image, grouped.sum()),
+    ):
+        node, second = SingleSpikeLIFNode(v_threshold=0.5), SingleSpikeLIFNode()
+        net = nn.Sequential(node, module, second).eval()
+        functional.set_step_mode(net, step_mode)
+        with torch.no_grad(), SpikingActivity(net) as activity:
+            net(spikes if step_mode == "s" else spikes[None])
+        assert activity.synapses["1"].events == expected.item(), type(module)
+        assert activity.synapses["1"].spikes == spikes.sum().item()
+
+
+def test_layers_that_standardise_their_weights_are_refused():
+    net = nn.Sequential(layer.WSLinear(12, 6), SingleSpikeLIFNode()).eval()
+    functional.set_step_mode(net, "m")
+    with (
+        pytest.raises(ValueError, match=r"0 \(WSLinear\) must use its weights as they are to be counted"),
+        SpikingActivity(net),
+    ):
+        net((torch.rand(3, 4, 12) < 0.5).float())
 
 
 def test_counts_of_another_network_are_refused():

@@ -175,13 +175,36 @@ def test_help_explains_every_setting():
     assert "(default ann sgd, snn adam)" in told
 
 
+def evidence(folder, python, *arguments):
+    """Run evidence.sh with this in the place of Python; return what it did, and the commands that it gave."""
+    folder.mkdir(exist_ok=True)
+    (folder / "python").write_text(f'#!/bin/sh\necho "$@" >> "$(dirname "$0")/commands"\n{python}\n')
+    (folder / "python").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", RECIPES / "evidence.sh", *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    commands = folder / "commands"
+    return done, commands.read_text().splitlines() if commands.exists() else []
+
+
+def test_the_evidence_stops_at_a_signal_and_at_a_base_that_fails(tmp_path):
+    done, commands = evidence(tmp_path / "signal", "exit 130", "DATA", "RUNS", "base", "peers")
+    assert (done.returncode, len(commands)) == (130, 1)
+    done, commands = evidence(tmp_path / "failure", "exit 1", "DATA", "RUNS", "base", "peers")
+    assert (done.returncode, len(commands)) == (1, 6)
+    assert done.stderr.count("FAILED: ") == 6
+    for arguments in ((), ("DATA", "RUNS"), ("DATA", "RUNS", "base", "contrls")):
+        done, commands = evidence(tmp_path / "usage", "", *arguments)
+        assert (done.returncode, commands) == (2, [])
+        assert "bash recipes/evidence.sh DATA RUNS base [fig4] [peers] [controls]" in done.stderr
+
+
 def test_the_evidence_is_made_of_runs_that_share_their_anns(tmp_path):
-    (tmp_path / "python").write_text('#!/bin/sh\necho "$@" >> "$(dirname "$0")/commands"\n')
-    (tmp_path / "python").chmod(0o755)
-    command = ["bash", RECIPES / "evidence.sh", "DATA", "RUNS", "base", "fig4", "peers", "controls"]
-    subprocess.run(command, env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}, check=True)
+    done, commands = evidence(tmp_path, "", "DATA", "RUNS", "base", "fig4", "peers", "controls")
+    assert done.returncode == 0
     anns, configs = {}, {}
-    for line in (tmp_path / "commands").read_text().splitlines():
+    for line in commands:
         words = line.split()
         settings = load_config([Path(word) for word in words if word.endswith(".yaml")], [w for w in words if "=" in w])
         options = dict(pairwise(words))

@@ -45,7 +45,8 @@ def made(tmp_path_factory):
     """A report of recorded runs and of folders that hold none, and the folder that it was made in."""
     folder = tmp_path_factory.mktemp("report")
     runs = [
-        RECORDED / f"cifar10_vgg6_small-{name}.json" for name in ("seed0", "seed1", "seed2", "direct-seed1", "temporal-seed1")
+        RECORDED / f"cifar10_vgg6_all_steps-{name}.json"
+        for name in ("seed0", "seed1", "seed2", "direct-seed1", "temporal-seed1")
     ]
     (folder / "unfinished").mkdir()
     (folder / "unfinished" / "history.jsonl").write_text('{"stage": "snn", "epoch": 7}\n')
@@ -93,7 +94,7 @@ def test_every_table_and_figure_is_there_with_its_numbers(made):
     assert "Spike times of the output neurons. VGG-6 at 0.25 of its width, CIFAR-10:\n\nNot recorded by these runs." in text
     assert not list(made.glob(".*.tmp"))
 
-    trained = [metrics_of(f"cifar10_vgg6_small-seed{seed}")["results"]["trained"] for seed in range(3)]
+    trained = [metrics_of(f"cifar10_vgg6_all_steps-seed{seed}")["results"]["trained"] for seed in range(3)]
     rows = {row["run"]: row for row in csv.DictReader((made / "activity-cifar10-vgg6-0.25.csv").open())}
     row = rows["hybrid input, one spike, T = 5"]
     for layer, module in {"conv1": "1", "conv2": "4", "conv3": "7", "fc1": "11", "fc2": "14"}.items():
@@ -109,7 +110,7 @@ def test_every_table_and_figure_is_there_with_its_numbers(made):
 
 def test_operations_follow_from_the_energies(made):
     """By hand: the paper's accounting multiplies in the first layer alone, whatever its spikes."""
-    one = metrics_of("cifar10_vgg6_small-direct-seed1")["results"]["trained"]["energy"]["int32_45nm"]["paper"]
+    one = metrics_of("cifar10_vgg6_all_steps-direct-seed1")["results"]["trained"]["energy"]["int32_45nm"]["paper"]
     rows = {row["run"]: row for row in csv.DictReader((made / "operations-cifar10-vgg6-0.25.csv").open())}
     row = rows["direct input, one spike, T = 5"]
     assert float(row["MACs, paper"]) == pytest.approx(100 * one["layers_pj"]["0"] / one["ann_pj"])
@@ -130,8 +131,8 @@ def test_what_was_not_run_is_shown_as_such(made):
     text = (made / "report.md").read_text()
     assert "| (a) Poisson input, any number of spikes | not run |  |  |  | 94.8 |" in text
     assert "| Sengupta et al. 2019 | conversion | rate | VGG-16, CIFAR-10 | 91.55 | 2500 | not run |  |  |  |" in text
-    direct = metrics_of("cifar10_vgg6_small-direct-seed1")["results"]["trained"]
-    ours = [metrics_of(f"cifar10_vgg6_small-seed{s}")["results"]["trained"]["spikes_per_neuron"] for s in range(3)]
+    direct = metrics_of("cifar10_vgg6_all_steps-direct-seed1")["results"]["trained"]
+    ours = [metrics_of(f"cifar10_vgg6_all_steps-seed{s}")["results"]["trained"]["spikes_per_neuron"] for s in range(3)]
     spikes, accuracy = direct["spikes_per_neuron"], direct["accuracy"]["potential"]
     assert f"| (e) direct input, one spike | 5 | {accuracy:.2f} | {spikes:.3f} | {spikes / mean(ours):.2f} |  |" in text
     assert "| reported by the paper: VGG-16, CIFAR-10, hybrid input, one spike, T = 5 | 70 |  |  |  |  |  | 191 |" in text
@@ -168,7 +169,7 @@ def test_the_page_fits_a_phone_and_a_screen(made, browser, width):
 
 
 def test_rows_are_named_by_what_tells_them_apart(tmp_path):
-    usual = metrics_of("cifar10_vgg6_small-seed0")
+    usual = metrics_of("cifar10_vgg6_all_steps-seed0")
     changes = [
         {},
         {"seed": 1},
@@ -190,11 +191,11 @@ def test_rows_are_named_by_what_tells_them_apart(tmp_path):
         "hybrid input, one spike, leak fixed, T = 5",
         "hybrid input, one spike, threshold scale 0.4, no time loss, T = 5",
         "hybrid input, one spike, snn.lr 0.25, T = 5",
-        "hybrid input, one spike, settings of cifar10_vgg6_small, T = 5",
+        "hybrid input, one spike, settings of cifar10_vgg6_all_steps, T = 5",
         "Poisson input, batch norm at each step, T = 5",
         "phase-coded input, weighted spikes, conversion alone, T = 5",
         "direct input, any number of spikes, from scratch, T = 5",
-        "hybrid input, one spike, settings of cifar10_vgg6_small (2), T = 5",
+        "hybrid input, one spike, settings of cifar10_vgg6_all_steps (2), T = 5",
     ]
     assert len({row.name for row in found.rows}) == len(found.rows)
     assert len(found.rows[0].results) == 2
@@ -207,7 +208,7 @@ def test_rows_are_named_by_what_tells_them_apart(tmp_path):
 
 
 def test_the_papers_row_stands_beside_the_papers_network_alone(tmp_path):
-    usual = metrics_of("cifar10_vgg6_small-seed0")
+    usual = metrics_of("cifar10_vgg6_all_steps-seed0")
     full = {"width": 1, "hidden": 4096}
     runs = [written(tmp_path / name, usual, **full, **own) for name, own in (("a", {}), ("b", {"encoder": "direct"}))]
     first, second = script.accuracy_table(script.read_runs(runs).rows).markdown()[2:]
@@ -218,7 +219,7 @@ def test_the_papers_row_stands_beside_the_papers_network_alone(tmp_path):
 
 
 def test_peers_stand_beside_what_the_paper_reports_of_them(tmp_path):
-    usual = metrics_of("cifar10_vgg6_small-direct_multi_spike-seed1")
+    usual = metrics_of("cifar10_vgg6_all_steps-direct_multi_spike-seed1")
     usual["name"] = "evidence-diet_snn"
     (row,) = script.read_runs([written(tmp_path / "a", usual)]).rows
     assert row.peer == "diet_snn"
@@ -228,7 +229,7 @@ def test_peers_stand_beside_what_the_paper_reports_of_them(tmp_path):
 
 @pytest.mark.parametrize("unlimited", [None, float("inf")], ids=["null", "as earlier versions wrote it"])
 def test_a_network_whose_ratio_nothing_bounds_has_no_limit(unlimited, tmp_path):
-    usual = metrics_of("cifar10_vgg6_small-seed0")
+    usual = metrics_of("cifar10_vgg6_all_steps-seed0")
     usual["results"]["trained"]["energy"]["int32_45nm"]["paper"]["ceiling"] = unlimited
     rows = script.read_runs([written(tmp_path / "a", usual)]).rows
     assert energy_table(rows).rows[-1][-1] == "no limit"
@@ -267,7 +268,7 @@ def test_a_report_of_no_run_says_so(monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize("wrong", [float("nan"), "0.2", None, True])
 def test_a_number_that_is_none_becomes_a_line(wrong, tmp_path):
     for path in (("spikes_per_neuron",), ("activity", "1"), ("accuracy", "time"), ("energy", "fp32_45nm", "events", "snn_pj")):
-        metrics = metrics_of("cifar10_vgg6_small-seed0")
+        metrics = metrics_of("cifar10_vgg6_all_steps-seed0")
         place = metrics["results"]["trained"]
         for name in path[:-1]:
             place = place[name]

@@ -143,7 +143,7 @@ def test_bad_requests_are_named(monkeypatch, tmp_path, state, capsys):
 def test_a_failing_row_does_not_stop_the_next(monkeypatch, tmp_path, capsys):
     """The first has too little time, whatever it is; the second is finished."""
     (tmp_path / "out" / "done").mkdir(parents=True)
-    metrics = json.loads((ROOT / "benchmarks" / "results" / "recipes" / "cifar10_vgg6_small-seed0.json").read_text())
+    metrics = json.loads((ROOT / "benchmarks" / "results" / "recipes" / "cifar10_vgg6_all_steps-seed0.json").read_text())
     (tmp_path / "out" / "done" / "metrics.json").write_text(json.dumps(metrics))
     plan = {"settings": [], "ann_share": 0.5, "measured": {"rest": 1.0, "validation": 1.0}, "imported": []}
     for name in ("slow", "done"):

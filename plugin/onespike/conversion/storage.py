@@ -45,6 +45,8 @@ SPATIAL = ("kernel_size", "stride", "padding", "dilation", "output_size")
 OPTIONAL = ("channels", "per_channel", "divisor_override", "output_size")
 CHECKED = ("kind", "intensity_range", "backend", "padding_mode", "time_gradient")
 """Kinds of constructor arguments: flags, numbers, integers, one for each axis or None, and what constructors check."""
+OWN = ("layers", "step_mode", "training")
+"""Attributes of a network that its description holds, or that are not saved."""
 MEANINGLESS = (
     ArithmeticError,
     AssertionError,
@@ -66,19 +68,13 @@ def save(network: "SpikingNetwork", folder: Path) -> None:
 
     Raises:
         TypeError: a part of the network cannot be described: it is not of the very class of a layer that conversion makes, has
-            hooks, or weights besides its own; or the network's class has a constructor of its own. The message names it, and
-            the folder is as it was.
+            hooks, or weights besides its own; or the network's class has a constructor or attributes of its own that loading
+            could not repeat. The message names it, and the folder is as it was.
         RuntimeError: parts of the network are in different step modes.
     """
     structure = describe(network)
     state = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
-    kind = type(network)
-    try:
-        again = build(kind, structure)
-    except TypeError as error:
-        made = "must be made of encoder, layers, modules and readout, as SpikingNetwork is, to be loaded again"
-        raise TypeError(f"{kind.__name__} {made}: {error}") from error
-    require_the_same(network, again, structure, state)
+    require_the_same(network, again(network, structure), structure, state)
     weights = safetensors.torch.save(state)
     weights_sum = hashlib.sha256(weights).hexdigest()
     file_name = f"weights-{weights_sum[:16]}.safetensors"
@@ -119,6 +115,23 @@ def describe(network: "SpikingNetwork") -> dict[str, Any]:
     }
 
 
+def again(network: "SpikingNetwork", structure: dict[str, Any]) -> "SpikingNetwork":
+    """Build the network that will be loaded, or raise a TypeError if its class makes of its structure another one or none."""
+    kind = type(network)
+    try:
+        built = build(kind, structure)
+    except MEANINGLESS as error:
+        made = "must be made of encoder, layers, modules and readout, as SpikingNetwork is, to be loaded again"
+        raise TypeError(f"{kind.__name__} {made}: {error}") from error
+    for name, made in vars(built).items():
+        found = getattr(network, name, None)
+        if not name.startswith("_") and name not in OWN and repr(found) != repr(made):
+            raise TypeError(
+                f"{name} must be what the constructor of {kind.__name__} makes it, {made}, to be saved, got {found}"
+            )
+    return built
+
+
 def require_plain(name: str, module: nn.Module) -> None:
     """Raise a TypeError if a module does more than its class and its constructor's arguments say."""
     kind = f"{name} ({type(module).__name__})"
@@ -129,16 +142,16 @@ def require_plain(name: str, module: nn.Module) -> None:
 
 
 def require_the_same(
-    network: "SpikingNetwork", again: "SpikingNetwork", structure: dict[str, Any], state: dict[str, Tensor]
+    network: "SpikingNetwork", built: "SpikingNetwork", structure: dict[str, Any], state: dict[str, Tensor]
 ) -> None:
-    """Raise a TypeError unless the network that was built `again` from the structure is the same, given the weights."""
+    """Raise a TypeError unless the network that was built from the structure is the same, given the weights."""
     try:
-        again.load_state_dict(state, assign=True)
+        built.load_state_dict(state, assign=True)
     except RuntimeError as error:
         what = " ".join(str(error).split())
         raise TypeError(f"network must hold the weights of its layers and no others to be saved: {what}") from error
-    set_step_mode(again, structure["step_mode"])
-    if digest(describe(again) | {"frozen": []}) != digest(structure | {"frozen": []}):
+    set_step_mode(built, structure["step_mode"])
+    if digest(describe(built) | {"frozen": []}) != digest(structure | {"frozen": []}):
         raise TypeError(f"network must be what its layers' arguments say to be saved, got {network}")
 
 

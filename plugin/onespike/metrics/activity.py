@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from onespike.graph import INPUT, Node
-from onespike.metrics.counts import Layer, Synapses, events_of, total
+from onespike.metrics.counts import PLAIN, Layer, Synapses, events_of, total
 from onespike.metrics.flows import (
     MAX_POOLS,
     Current,
@@ -250,6 +250,9 @@ class SpikingActivity:
         synapses.macs = macs_of(module, prod(y_seq.shape[2:]))
         if not synapses.dense and x_seq.shape[1]:
             synapses.dense = events_of(module, torch.ones_like(x_seq[0, :1])).item()
+            if not synapses.dense and type(module) not in PLAIN:
+                kind = type(module).__name__
+                raise ValueError(f"{name} ({kind}) must use its weights as they are to be counted, got none where all are 1")
         if isinstance(module.bias, Tensor):
             of_one = torch.count_nonzero(module.bias) * (y_seq[0].numel() // len(module.bias))
             synapses.bias_events = synapses.bias_events + len(y_seq) * of_one.double()

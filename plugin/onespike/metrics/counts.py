@@ -3,10 +3,16 @@
 from dataclasses import dataclass
 
 import torch
+from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.conv import _ConvNd
+
+from onespike.metrics.macs import WEIGHTED
 
 BLOCK = 2**16
+PLAIN = {*WEIGHTED, layer.Linear, layer.Conv1d, layer.Conv2d, layer.Conv3d}
+"""Layers whose forward is known."""
 
 
 @dataclass
@@ -64,17 +70,26 @@ def total(values: Tensor) -> Tensor:
 
 
 def events_of(module: nn.Module, counts: Tensor) -> Tensor:
-    """Sum over the inputs of one step their spike count times their number of synapses.
+    """Sum over the inputs [N, *] of one step their spike count times their number of synapses.
 
-    That is a pass with all weights at 1, in which one output of each group of channels stands for the others.
+    That is a pass with all weights at 1. Outputs of a convolution's group have the same inputs, and one stands for all. Weights
+    that `torch.nn.utils.prune` has cut off are no synapses.
     """
-    weight = module.weight
+    weight, mask = module.weight, getattr(module, "weight_mask", None)
     assert isinstance(weight, Tensor)
+    if type(module) not in PLAIN:
+        return events_of_own_forward(module, counts)
     if isinstance(module, nn.Linear):
-        return total(counts) * len(weight)
-    counts = counts.unsqueeze(0) if module.step_mode == "m" else counts
-    groups: int = module.groups  # type: ignore[assignment]
-    ones = {"weight": torch.ones_like(weight[:groups])}
+        return total(counts) * len(weight) if mask is None else total(counts * mask.sum(0))
+    assert isinstance(module, _ConvNd)
+    groups, alike = module.groups, len(weight) // module.groups
+    synapses = torch.ones_like(weight[:groups]) if mask is None else mask.unflatten(0, (groups, alike)).sum(1)
+    return total(module._conv_forward(counts, synapses, None)) * (alike if mask is None else 1)
+
+
+def events_of_own_forward(module: nn.Module, counts: Tensor) -> Tensor:
+    """Do the same with a layer that may make something of its weights, such as masking them."""
+    ones = {"weight": torch.ones_like(module.weight)}  # type: ignore[arg-type]
     if isinstance(module.bias, Tensor):  # no input's spike brings it
-        ones["bias"] = torch.zeros_like(module.bias[:groups])
-    return total(functional_call(module, ones, counts)) * (len(weight) // groups)
+        ones["bias"] = torch.zeros_like(module.bias)
+    return total(functional_call(module, ones, counts.unsqueeze(0) if module.step_mode == "m" else counts))
