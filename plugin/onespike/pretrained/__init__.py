@@ -6,7 +6,7 @@ from pathlib import Path
 from onespike.conversion import CorruptModelError, SpikingNetwork
 from onespike.conversion.storage import FILE
 
-PRETRAINED = {"cifar10_vgg6_small": "ad799704723e1666656054daafb629a7300b3c695b1853a329458411ebd3810f"}
+PRETRAINED = {"cifar10_vgg6_small": "ad6cace047331132b84a7aceeea2c5477c3939ce2557f8fa30dad3ee70491d43"}
 """Name of each network -> SHA-256 of its description, which holds that of its weights."""
 
 
