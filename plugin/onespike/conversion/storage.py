@@ -74,7 +74,7 @@ def save(network: "SpikingNetwork", folder: Path) -> None:
     """
     structure = describe(network)
     state = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
-    require_the_same(network, again(network, structure), structure, state)
+    require_the_same(network, rebuilt(network, structure), structure, state)
     weights = safetensors.torch.save(state)
     weights_sum = hashlib.sha256(weights).hexdigest()
     file_name = f"weights-{weights_sum[:16]}.safetensors"
@@ -115,14 +115,14 @@ def describe(network: "SpikingNetwork") -> dict[str, Any]:
     }
 
 
-def again(network: "SpikingNetwork", structure: dict[str, Any]) -> "SpikingNetwork":
+def rebuilt(network: "SpikingNetwork", structure: dict[str, Any]) -> "SpikingNetwork":
     """Build the network that will be loaded, or raise a TypeError if its class makes of its structure another one or none."""
     kind = type(network)
     try:
         built = build(kind, structure)
     except MEANINGLESS as error:
-        made = "must be made of encoder, layers, modules and readout, as SpikingNetwork is, to be loaded again"
-        raise TypeError(f"{kind.__name__} {made}: {error}") from error
+        rule = "must be made of encoder, layers, modules and readout, as SpikingNetwork is, to be loaded again"
+        raise TypeError(f"{kind.__name__} {rule}: {error}") from error
     for name, made in vars(built).items():
         found = getattr(network, name, None)
         if not name.startswith("_") and name not in OWN and repr(found) != repr(made):
