@@ -42,6 +42,15 @@ def test_the_module_prints_versions_devices_and_backends():
     assert "broken" not in result.stdout
 
 
+def test_a_reader_that_has_seen_enough_is_no_error():
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-m", "onespike"], **pipes) as report:
+        assert report.stdout.readline().startswith("onespike:")
+        report.stdout.close()
+        assert report.stderr.read() == ""
+    assert report.returncode == 0
+
+
 def test_it_needs_torch_alone_and_imports_no_host():
     hosts = "('spikingjelly', 'snntorch', 'matplotlib', 'torchvision')"
     code = (

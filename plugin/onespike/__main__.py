@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -115,9 +116,12 @@ def report() -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
-    """Print the report."""
-    for subject, found in report():
-        print(f"{subject + ':':<20} {found}", flush=True)
+    """Print the report, as far as somebody reads it."""
+    try:
+        for subject, found in report():
+            print(f"{subject + ':':<20} {found}", flush=True)
+    except BrokenPipeError:  # `| head` has read enough; what Python still wants to flush on exit goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":
