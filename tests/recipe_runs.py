@@ -1,4 +1,4 @@
-"""Running `recipes/train.py` from tests: in this process, or in one of its own that may be killed."""
+"""Running scripts from tests: in this process, or `recipes/train.py` in one of its own that may be killed."""
 
 import json
 import runpy
@@ -22,6 +22,7 @@ TINY = [
     "activity_images=20",
 ]
 SHORT = [*TINY, "conversion_images=0", "ann.epochs=2", "snn.epochs=2", "ann.batch_size=100", "snn.batch_size=100"]
+GROWN = ["calibration=one_spike", "threshold_scales=[1.0]", "one_step=0.5", "distillation=1", "snn.relative=true", "snn.lr=0.3"]
 
 sys.path.insert(0, str(RECIPES))
 
@@ -34,6 +35,18 @@ def train(monkeypatch, *arguments):
         runpy.run_path(str(RECIPES / "train.py"), run_name="__main__")
     finally:
         signal.signal(signal.SIGTERM, handler)
+
+
+def call(monkeypatch, capsys, script, *arguments):
+    """Run a script in this process, which has imported most of what it needs; return its exit status, and what it said."""
+    monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+    code = 0
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as ended:
+        code = ended.code or 0
+    told = "".join(capsys.readouterr())
+    return (1, told + code) if isinstance(code, str) else (code, told)  # a message is what Python prints, and ends with 1
 
 
 def outcome(folder):

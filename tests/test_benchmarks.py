@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from recipe_runs import DIGITS, SHORT, train
+from recipe_runs import DIGITS, SHORT, call, train
 from torch import nn
 
 from onespike.functional import BackendUnavailableError, single_spike_lif
@@ -51,7 +51,7 @@ def test_bench_neuron_writes_json_markdown_and_a_plot(tmp_path):
     assert out.with_suffix(".png").stat().st_size > 10_000
 
 
-def test_bench_network_and_the_tables_made_from_it(tmp_path):
+def test_bench_network_and_the_tables_made_from_it(benchmarks, monkeypatch, capsys, tmp_path):
     results, page = tmp_path / "results", tmp_path / "benchmarks.md"
     out = results / "some_machine" / "network.json"
     done = run("bench_network.py", "--quick", "--precision", "bf16", "--heap", "warm", "--out", str(out))
@@ -62,18 +62,22 @@ def test_bench_network_and_the_tables_made_from_it(tmp_path):
     assert "training step, bf16 autocast, T = 5, batch 4" in out.with_suffix(".md").read_text()
     (results / "notes.json").write_text('{"not": "a benchmark"}')
 
-    tables = ("make_tables.py", "--results", str(results), "--page", str(page))
+    tables = (monkeypatch, capsys, BENCHMARKS / "make_tables.py", "--results", results, "--page", page)
     page.write_text("before\n<!-- speed: begin -->\nold\n<!-- speed: end -->\nafter\n")
-    assert "is out of date" in run(*tables, "--check").stderr
-    assert run(*tables).returncode == 0
-    assert run(*tables, "--check").returncode == 0
+    status, told = call(*tables, "--check")
+    assert status == 1
+    assert "is out of date" in told
+    assert call(*tables)[0] == 0
+    assert call(*tables, "--check")[0] == 0
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
     assert "| onespike torch |" in text
     page.write_text("no markers")
-    assert "must hold the lines" in run(*tables).stderr
+    status, told = call(*tables)
+    assert status == 1
+    assert "must hold the lines" in told
 
 
 def test_bench_loader_compares_the_same_work(tmp_path, monkeypatch, capsys):
@@ -234,15 +238,16 @@ def test_on_gpu_reports_every_part_and_fails_without_a_gpu(tmp_path):
     assert "not run: the time was over" in report
 
 
-def test_the_page_is_made_from_the_recorded_results():
-    done = run("make_tables.py", "--check")
-    assert done.returncode == 0, done.stderr
+def test_the_page_is_made_from_the_recorded_results(benchmarks, monkeypatch, capsys):
+    status, told = call(monkeypatch, capsys, BENCHMARKS / "make_tables.py", "--check")
+    assert status == 0, told
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
-def test_a_missing_device_is_named():
+def test_a_missing_device_is_named(benchmarks, monkeypatch, capsys):
     neuron, network, overhead = (
-        run(f"bench_{name}.py", "--device", "cuda").stderr for name in ("neuron", "network", "overhead")
+        call(monkeypatch, capsys, BENCHMARKS / f"bench_{name}.py", "--device", "cuda")[1]
+        for name in ("neuron", "network", "overhead")
     )
     assert "--device cuda needs a CUDA device" in neuron
     assert "It would measure one layer of neurons, float32, T = [2, 5, 10, 20], [N, *] = conv [256, 64, 32, 32]" in neuron

@@ -4,14 +4,12 @@ import json
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from recipe_runs import RECIPES, call
 
 from onespike.conversion import SpikingNetwork
-
-RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 def run(*arguments):
@@ -79,10 +77,10 @@ def test_events_writes_what_it_says(tmp_path):
         ("events.py", ("--epochs", 0), "--epochs must be >= 1, got 0"),
     ],
 )
-def test_bad_arguments_are_named(recipe, arguments, message):
-    result = run(RECIPES / recipe, *arguments)
-    assert result.returncode == 2
-    assert message in result.stderr
+def test_bad_arguments_are_named(recipe, arguments, message, monkeypatch, capsys):
+    status, told = call(monkeypatch, capsys, RECIPES / recipe, *arguments)
+    assert status == 2
+    assert message in told
 
 
 def test_the_simulated_camera_times_its_events(monkeypatch):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import sklearn.datasets
+from recipe_runs import call
 
 FOLDER = Path(__file__).parent.parent / "docs" / "tutorials"
 TUTORIALS = sorted(FOLDER.glob("*.py"))
@@ -44,8 +45,8 @@ def test_what_cannot_be_read_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("path", [path for path in TUTORIALS if path.stem != "classify_images"], ids=lambda path: path.stem)
-def test_no_epochs_and_no_seed_are_named(path):
-    status, told = fails(path, "--epochs", 0)
+def test_no_epochs_and_no_seed_are_named(path, monkeypatch, capsys):
+    status, told = call(monkeypatch, capsys, path, "--epochs", 0)
     assert status == 2
     assert "--epochs must be >= 1 and --seed in [0, 2^32), got 0 and 0" in told
 
