@@ -129,7 +129,7 @@ def test_the_cifar_rows_are_what_was_recorded(name):
     assert f"| {min(spikes):.3f}-{max(spikes):.3f} |" in text
     control = json.loads((folder / "cifar10_vgg6_all_steps-analogue-seed1.json").read_text())["results"]["trained"]
     assert f"| | {control['accuracy']['potential']:.2f} | | {control['spikes_per_neuron']:.3f} |" in text
-    hundred = json.loads((folder / "cifar100_vgg6_small-seed0.json").read_text())["results"]
+    hundred = json.loads((folder / f"{name.replace('cifar10', 'cifar100')}-seed0.json").read_text())["results"]
     accuracy, spikes = hundred["trained"]["accuracy"]["potential"], hundred["trained"]["spikes_per_neuron"]
     assert f"ANN {hundred['ann']['accuracy']:.2f} %, SNN {accuracy:.2f} % at {spikes:.3f} spikes per neuron" in text
 
