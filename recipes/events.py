@@ -206,7 +206,7 @@ def table(results: dict[str, Any]) -> str:
 def draw(folder: Path, x_seq: Tensor, results: dict[str, Any], curves: dict[str, list[float]]) -> None:
     """Write the figures as PNG files: one recording [T, 3, SIDE, SIDE] as the network sees it, activity and training."""
     figure, axes = plt.subplots(1, len(x_seq), figsize=(2 * len(x_seq), 2.4), layout="constrained")
-    for t, (ax, step) in enumerate(zip(axes, x_seq, strict=True), 1):
+    for t, (ax, step) in enumerate(zip(axes, x_seq.cpu().numpy(), strict=True), 1):
         if t == 1:
             ax.imshow(step[0], cmap="gray")
         else:
