@@ -34,7 +34,7 @@ from cifar.stage import Runtime
 from cifar.termination import Termination
 from cifar.training import Trainer
 from onespike.conversion import SpikingNetwork
-from onespike.conversion.storage import write_atomically
+from onespike.files import write_atomically
 
 BATCH = 250
 FARTHEST = 4

@@ -18,7 +18,7 @@ from cifar.reporting.page import csvs, html, markdown, sections_of, unread_lines
 from cifar.reporting.rows import Runs
 from cifar.reporting.rows import read_runs as read
 from cifar.reporting.tables import accuracy_table, provenance_lines
-from onespike.conversion.storage import write_atomically
+from onespike.files import write_atomically
 
 __all__ = ["accuracy_table", "csvs", "markdown", "provenance_lines", "read_runs", "unread_lines"]
 

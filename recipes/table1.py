@@ -29,7 +29,7 @@ from cifar.pieces import PieceError
 from cifar.plan import FINISH, PLANNED, RESERVE, START, Table1Error, make_plan, read_plan
 from cifar.termination import SIGNALS, Termination
 from cifar.transfer import Networks, Row, export, networks_of, start_of
-from onespike.conversion.storage import write_atomically
+from onespike.files import write_atomically
 
 CONFIGS = Path(__file__).parent / "configs"
 ROWS = ("cifar10_vgg16", "cifar100_vgg16", "cifar10_vgg11", "cifar10_vgg6")

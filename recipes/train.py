@@ -50,7 +50,7 @@ from cifar.stage import Runtime
 from cifar.termination import Termination
 from cifar.training import Trainer
 from onespike.conversion import ConversionError, CorruptModelError, SpikingNetwork
-from onespike.conversion.storage import write_atomically
+from onespike.files import write_atomically
 from onespike.functional import BackendUnavailableError
 
 STARTED = time.monotonic()

@@ -26,7 +26,7 @@ from cifar.identity import check_claim, pieces_in
 from cifar.pieces import MAGIC, PieceError, read_pieces, write_pieces
 from cifar.plan import read_plan
 from cifar.reading import load_config
-from onespike.conversion.storage import write_atomically
+from onespike.files import write_atomically
 
 OWN = (
     "import sys, time; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from cifar.folder import owned\n"

@@ -25,6 +25,7 @@ class Page(HTMLParser):
         self.anchors |= {found[name] for name in ("id", "name") if found.get(name)}
         self.links += [found[name] for name in ("href", "src") if found.get(name)]
 
+
 BADGE = '<svg xmlns="http://www.w3.org/2000/svg" width="90" height="20"/>'
 
 

@@ -14,7 +14,8 @@ from mutations import NONSENSE, examples, json_values, mutated, replaced
 from torch import nn
 
 from onespike.conversion import CorruptModelError, SpikingNetwork, convert
-from onespike.conversion.storage import FILE, digest
+from onespike.conversion.description import digest
+from onespike.conversion.storage import FILE
 
 
 @pytest.fixture(scope="module")

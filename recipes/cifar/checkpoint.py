@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from onespike.conversion.storage import write_atomically
+from onespike.files import write_atomically
 
 FORMAT = 1
 KEPT = 2

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from cifar.config import Config
 from cifar.data import Data
 from onespike.conversion import SpikingNetwork
-from onespike.conversion.rules import NEURON, Layer
+from onespike.conversion.layers import NEURON, Layer
 from onespike.peers import (
     BatchNormThroughTime,
     BurstNode,

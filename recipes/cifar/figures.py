@@ -7,7 +7,7 @@ from typing import Any
 
 import matplotlib
 
-from onespike.conversion.storage import write_atomically
+from onespike.files import write_atomically
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from cifar.checkpoint import CheckpointError
-from onespike.conversion.storage import write_atomically
+from onespike.files import write_atomically
 
 try:
     import fcntl

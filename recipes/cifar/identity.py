@@ -10,7 +10,7 @@ from cifar.checkpoint import CheckpointError, Checkpoints, differences
 from cifar.config import Config
 from cifar.folder import LOCK, read_json, understanding, write_json
 from cifar.reading import first_line, flattened
-from onespike.conversion.storage import write_atomically
+from onespike.files import write_atomically
 
 ANN_SETTINGS = (
     "dataset",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onespike.conversion.storage import write_atomically
+from onespike.files import write_atomically
 
 MAGIC = b"onespike piece 1\n"
 MOST = 10_000

@@ -23,7 +23,7 @@ from cifar.reading import flattened
 from cifar.seeds import seed_of
 from onespike import plots
 from onespike.conversion import SpikingNetwork
-from onespike.conversion.storage import write_atomically
+from onespike.files import write_atomically
 from onespike.functional import Readout, predict
 from onespike.functional.readout import RULES
 from onespike.machine import commit, processor, versions

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onespike.conversion.rules import NEURON, WEIGHTED, Layer, Plan
+from onespike.conversion.layers import NEURON, WEIGHTED, Layer
+from onespike.conversion.rules import Plan
 from onespike.graph import INPUT
 
 Threshold = Callable[["Assembly", Layer], float]

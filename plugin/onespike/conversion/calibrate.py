@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onespike.conversion.assemble import Assembly
+from onespike.conversion.layers import MAX_POOL, NEURON, Layer, check_images
 from onespike.conversion.percentile import nearest_percentile
-from onespike.conversion.rules import MAX_POOL, NEURON, ConversionError, Layer, Plan, check_images, read_ann
+from onespike.conversion.rules import ConversionError, Plan, read_ann
 from onespike.conversion.spike_bits import STEPS, SpikeBits
 from onespike.functional import single_spike_lif, spike_max_pool
 from onespike.functional.checks import check_T

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from onespike.conversion.assemble import Assembly, largest
 from onespike.conversion.calibrate import calibrate_thresholds
+from onespike.conversion.layers import MAX_POOL, NEURON, Layer, check_images, with_dropout
 from onespike.conversion.network import SpikingNetwork
-from onespike.conversion.rules import MAX_POOL, NEURON, ConversionError, Layer, check_images, read_ann, with_dropout
+from onespike.conversion.rules import ConversionError, read_ann
 from onespike.functional.checks import check_positive, check_T
 from onespike.spikingjelly import HybridEncoder, SingleSpikeLIFNode, SpikeTimeReadout
 

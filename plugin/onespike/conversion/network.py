@@ -11,7 +11,7 @@ from spikingjelly.activation_based import base
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from onespike.conversion.rules import NEURON, Layer, check_images, wires
+from onespike.conversion.layers import NEURON, Layer, check_images, wires
 from onespike.functional import Readout
 from onespike.functional.checks import check_T
 from onespike.spikingjelly import SingleSpikeLIFNode, SpikeMaxPool, SpikeTimeReadout, project_net

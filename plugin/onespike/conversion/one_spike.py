@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onespike.conversion.assemble import scale_columns
-from onespike.conversion.rules import MAX_POOL, NEURON, WEIGHTED, ConversionError, Plan, check_images, read_ann
+from onespike.conversion.layers import MAX_POOL, NEURON, WEIGHTED, check_images
+from onespike.conversion.rules import ConversionError, Plan, read_ann
 from onespike.functional.checks import check_positive
 
 LOWEST = 0.01

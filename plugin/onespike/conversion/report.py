@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onespike.conversion.assemble import Assembly
+from onespike.conversion.layers import MAX_POOL, NEURON, check_images
 from onespike.conversion.network import SpikingNetwork
-from onespike.conversion.rules import MAX_POOL, NEURON, Plan, check_images, read_ann
+from onespike.conversion.rules import Plan, read_ann
 from onespike.functional.checks import check_T
 from onespike.functional.pool import POOLS
 from onespike.graph import INPUT
