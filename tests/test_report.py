@@ -14,7 +14,7 @@ from recipe_runs import CONFIGS, DIGITS, RECIPES, SHORT, outcome, train
 
 import report as script
 from cifar.reporting.dots import energy_figure
-from cifar.reporting.tables import energy_table
+from cifar.reporting.tables import energy_table, switch_table
 
 RECORDED = RECIPES.parent / "benchmarks" / "results" / "recipes"
 STEPS = [*SHORT, "conversion_images=20", "ann.max_steps=2", "snn.max_steps=2"]
@@ -116,6 +116,44 @@ def test_operations_follow_from_the_energies(made):
     assert float(row["MACs, paper"]) == pytest.approx(100 * one["layers_pj"]["0"] / one["ann_pj"])
     others = sum(pj for name, pj in one["layers_pj"].items() if name != "0")
     assert float(row["accumulates, paper"]) == pytest.approx(100 * (others / 0.1) / (one["ann_pj"] / 3.2))
+
+
+def test_switches_are_told_by_the_differences_of_the_same_seeds(made, tmp_path):
+    def trained(name):
+        return metrics_of(f"cifar10_vgg6_all_steps-{name}")["results"]["trained"]
+
+    rows = {row["run"]: row for row in csv.DictReader((made / "switches-cifar10-vgg6-0.25.csv").open())}
+    assert list(rows) == ["direct input, one spike", "spike times alone, one spike"], (
+        "what is not at T = 5 is no switch, nor is (f)"
+    )
+    direct, base = trained("direct-seed1"), trained("seed1")
+    row = rows["direct input, one spike"]
+    assert row["seeds"] == "1"
+    difference = direct["accuracy"]["potential"] - base["accuracy"]["potential"]
+    assert float(row["accuracy less that of (f), points"]) == pytest.approx(difference)
+    difference = direct["spikes_per_neuron"] - base["spikes_per_neuron"]
+    assert float(row["spikes per neuron less those of (f)"]) == pytest.approx(difference)
+
+    folders = []
+    for seed, own, of_base in (
+        (2, 74.0, 76.0),
+        (0, 75.0, 75.5),
+        (7, 10.0, None),
+        (1, 76.0, 75.0),
+    ):  # in any order, one unpaired
+        for name, accuracy, config in (("own", own, {"learn_leak": False}), ("base", of_base, {})):
+            if accuracy is not None:
+                one = metrics_of("cifar10_vgg6_all_steps-seed0")
+                one["results"]["trained"]["accuracy"]["potential"] = accuracy
+                folders.append(written(tmp_path / f"{name}{seed}", one, seed=seed, **config))
+    rows = script.read_runs(folders[::-1]).rows
+    base, own = (next(row for row in rows if row.config["learn_leak"] is learned) for learned in (True, False))
+    (line,) = switch_table([base, own]).rows
+    assert line[:2] == ["hybrid input, one spike, leak fixed", 3]
+    assert sorted(line[2].values) == [-2.0, -0.5, 1.0]
+    assert "± 3.73" in str(line[2]), "Student's t of three seeds: 4.303 x 1.5 / sqrt(3)"
+    assert not switch_table([own]).rows
+    assert switch_table([own]).note == "No run has a seed of (f) at T = 5 beside it."
 
 
 def test_what_is_no_run_becomes_a_line(made):

@@ -8,7 +8,8 @@ from matplotlib.ticker import FormatStrFormatter, NullFormatter
 from cifar.reporting.drawing import HOLLOW, LINE, MARKERS, Figure, lines_of, wrapped
 from cifar.reporting.paper import CEILING
 from cifar.reporting.rows import Row
-from cifar.reporting.tables import Seeds, Table, ceiling, half_width, ratio, spikes_of
+from cifar.reporting.table import Seeds, Table, half_width
+from cifar.reporting.tables import ceiling, ratio, spikes_of
 from onespike.metrics.energy import ACCOUNTINGS, TECHNOLOGIES
 from onespike.plots import PALETTE
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import NullLocator
 
 from cifar.figures import plt, write_figure
 from cifar.reporting.rows import Row
-from cifar.reporting.tables import Table
+from cifar.reporting.table import Table
 from onespike.plots import PALETTE
 
 WIDTH, HEIGHT = 4.6, 3.0

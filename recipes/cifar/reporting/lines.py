@@ -6,7 +6,8 @@ from typing import Any
 from cifar.reporting.drawing import HOLLOW, Figure, chosen, of_steps, shown, styles
 from cifar.reporting.paper import VARIANTS
 from cifar.reporting.rows import Row
-from cifar.reporting.tables import Seeds, Table, layer_table, spikes_of
+from cifar.reporting.table import Seeds, Table
+from cifar.reporting.tables import layer_table, spikes_of
 
 MOST = 8
 """Lines that can be told apart at a glance."""

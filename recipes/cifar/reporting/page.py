@@ -9,7 +9,8 @@ from cifar.reporting.dots import energy_figure, networks_figure, operations_figu
 from cifar.reporting.drawing import Figure
 from cifar.reporting.lines import accuracy_figure, activity_figure, spike_figure, step_figure, time_figure
 from cifar.reporting.rows import Runs
-from cifar.reporting.tables import Table, layer_table, provenance_lines, tables_of, variant_table
+from cifar.reporting.table import Table
+from cifar.reporting.tables import layer_table, provenance_lines, switch_table, tables_of, variant_table
 
 TITLE = "Single-spike, hybrid-encoded SNNs: measured runs"
 STYLE = """
@@ -56,7 +57,9 @@ def sections_of(runs: Runs) -> list[Section]:
     """Lay out the tables over all rows, and the tables and figures of each setting."""
     found = [Section("All runs", tables_of(runs), [])] if runs.rows else []
     for setting, rows in runs.of_setting().items():
-        found.append(Section(setting, [variant_table(rows), layer_table(rows)], [maker(rows) for maker in FIGURES]))
+        switches = switch_table(rows)
+        tables = [variant_table(rows), *([switches] if switches.rows else []), layer_table(rows)]
+        found.append(Section(setting, tables, [maker(rows) for maker in FIGURES]))
     return found
 
 

@@ -49,6 +49,7 @@ class Row:
 
     run: str
     config: dict[str, Any]
+    seeds: list[int]
     results: list[dict[str, Any]]
     provenance: list[dict[str, Any]]
     seconds: list[float]
@@ -172,13 +173,14 @@ def read_runs(runs: Sequence[Path], check: Callable[[list[Row]], object]) -> Run
         try:
             metrics = parse(path, unfinished(run))
             for one in of_quickstart(path, metrics) if "environment" in metrics else [metrics]:
-                row, seed = row_of(path, one, check)
-                key = json.dumps(row.config, sort_keys=True)
+                row = row_of(path, one, check)
+                key, seed = json.dumps(row.config, sort_keys=True), row.seeds[0]
                 if (key, seed) in seeds:
                     found.unread.append(f"{run} repeats seed {seed} of {row.name}")
                     continue
                 seeds.add((key, seed))
-                known = rows.setdefault(key, Row(row.run, row.config, [], [], []))
+                known = rows.setdefault(key, Row(row.run, row.config, [], [], [], []))
+                known.seeds += row.seeds
                 known.results += row.results
                 known.provenance += row.provenance
                 known.seconds += row.seconds
@@ -198,8 +200,8 @@ def unfinished(run: Path) -> str:
         return f"{run} holds no finished run"
 
 
-def row_of(path: Path, metrics: dict[str, Any], check: Callable[[list[Row]], object]) -> tuple[Row, int]:
-    """Make a row of one run, and return it with the seed.
+def row_of(path: Path, metrics: dict[str, Any], check: Callable[[list[Row]], object]) -> Row:
+    """Make a row of one run.
 
     Raises:
         CheckpointError: it is not what a run leaves.
@@ -210,10 +212,11 @@ def row_of(path: Path, metrics: dict[str, Any], check: Callable[[list[Row]], obj
     try:
         config = {name: value for name, value in metrics["config"].items() if name != "seed"}
         seconds = sum(metrics["seconds"].values())
-        row = Row(str(metrics["name"]), config, [metrics["results"]], [metrics["provenance"]], [seconds])
+        seeds = [int(metrics["config"]["seed"])]
+        row = Row(str(metrics["name"]), config, seeds, [metrics["results"]], [metrics["provenance"]], [seconds])
         require_complete(row)
         check([row])
-        return row, int(metrics["config"]["seed"])
+        return row
     except Exception as error:  # as many as there are kinds of nonsense
         raise CheckpointError(f"{source} ({error!r}): delete it") from error
 

@@ -1,94 +1,16 @@
-"""Tables of rows: Table I and II, accuracy by step, spikes, energy, and where the numbers come from."""
+"""Tables of rows: Table I and II, what the switches do, accuracy by step, spikes, energy, and where the numbers come from."""
 
-import csv
-import io
-from dataclasses import dataclass, field
-from math import sqrt
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from cifar.reporting.paper import CEILING, ENERGY, NETWORK, PEERS, TABLE1, VARIANTS
-from cifar.reporting.rows import DATA, ENCODERS, Row, Runs, numbers
+from cifar.reporting.rows import DATA, ENCODERS, Row, Runs
+from cifar.reporting.table import Cell, Seeds, Table
 from onespike.metrics.baseline import PUBLISHED_LIMIT
 from onespike.metrics.energy import ACCOUNTINGS, TECHNOLOGIES
 
-STUDENT = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""97.5 % quantile of Student's t, by the number of seeds."""
 ABSENT = "not run"
 PAPERS_T = 5
-
-
-@dataclass(frozen=True)
-class Seeds:
-    """One number for each seed.
-
-    Raises:
-        ValueError: one is not finite.
-    """
-
-    values: list[float]
-    digits: int = 2
-    unit: str = ""
-
-    def __post_init__(self) -> None:
-        numbers(self.values)
-
-    def __str__(self) -> str:
-        """Return the mean; of several seeds the range too, and of three and more the 95 % confidence interval."""
-        if not self.values:
-            return "not recorded"
-        shown = [f"{value:.{self.digits}f}" for value in (mean(self.values), min(self.values), max(self.values))]
-        half = half_width(self.values)
-        interval = f" ± {half:.{self.digits}f}" if half is not None else ""
-        return shown[0] + interval + (f" ({shown[1]} to {shown[2]})" if len(self.values) > 1 else "") + self.unit
-
-
-def half_width(values: list[float]) -> float | None:
-    """Return half the 95 % confidence interval of the mean of three seeds and more, by Student's t."""
-    n = len(values)
-    return STUDENT.get(n, 2.0) * stdev(values) / sqrt(n) if n > 2 else None
-
-
-Cell = str | int | float | Seeds | None
-
-
-@dataclass
-class Table:
-    """A table of cells; the file's name is `name`."""
-
-    name: str
-    title: str
-    header: list[str]
-    rows: list[list[Cell]] = field(default_factory=list)
-    note: str = ""
-
-    def texts(self) -> list[list[str]]:
-        """Return the cells as a reader sees them."""
-        return [["" if cell is None else str(cell) for cell in row] for row in self.rows]
-
-    def markdown(self) -> list[str]:
-        """Return the lines of a Markdown table."""
-        lines = [self.header, ["---"] * len(self.header), *self.texts()]
-        return [f"| {' | '.join(line)} |" for line in lines]
-
-    def csv(self) -> str:
-        """Return the numbers: for seeds the mean, the lowest and the highest, with all digits."""
-        wide = [any(isinstance(row[i], Seeds) for row in self.rows) for i in range(len(self.header))]
-        header: list[str] = []
-        for name, of_seeds in zip(self.header, wide, strict=True):
-            header += [name, f"{name}: lowest", f"{name}: highest"] if of_seeds else [name]
-        lines = []
-        for row in self.rows:
-            line: list[Any] = []
-            for cell, of_seeds in zip(row, wide, strict=True):
-                if isinstance(cell, Seeds):
-                    line += [mean(cell.values), min(cell.values), max(cell.values)] if cell.values else ["", "", ""]
-                else:
-                    line += [cell, "", ""] if of_seeds else [cell]
-            lines.append(line)
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([header, *lines])
-        return text.getvalue()
 
 
 def accuracy_table(rows: list[Row]) -> Table:
@@ -140,7 +62,7 @@ def peer_table(rows: list[Row]) -> Table:
         measured: list[list[Cell]] = []
         for row in rows:
             if row.peer == name and (name or row.letter == "f"):
-                accuracy = Seeds(row.trained(lambda t: t["accuracy"]["potential"]))
+                accuracy = Seeds(row.trained(accuracy_of))
                 measured.append([row.name, accuracy, row.T, Seeds(row.trained(spikes_of), 3)])
         measured = measured or [[ABSENT, None, None, None]]
         for i in range(max(len(reported), len(measured))):
@@ -169,12 +91,37 @@ def variant_table(rows: list[Row]) -> Table:
         for row in sorted(found, key=lambda row: row.T):
             spikes = row.trained(spikes_of)
             ratio = f"{mean(spikes) / least[0]:.2f}" if least and least[0] else None
-            accuracy = Seeds(row.trained(lambda t: t["accuracy"]["potential"]))
+            accuracy = Seeds(row.trained(accuracy_of))
             table.rows.append([f"({letter}) {row.kind}", row.T, accuracy, Seeds(spikes, 3), ratio, of_paper])
     table.note = (
         "Paper: how many times as many spikes as (f), of VGG-16 on CIFAR-10, at time steps that the text does not give."
     )
     return table
+
+
+def switch_table(rows: list[Row]) -> Table:
+    """What each switch does: the differences to (f) at the same seeds, of rows of one setting."""
+    header = ["run", "seeds", "accuracy less that of (f), points", "spikes per neuron less those of (f)"]
+    table = Table(f"switches-{rows[0].slug}", f"Differences to (f) at T = {PAPERS_T}, seed by seed", header)
+    base = next((row for row in rows if row.letter == "f" and row.T == PAPERS_T), None)
+    for row in rows:
+        if base is None or row is base or row.T != PAPERS_T or row.how:
+            continue
+        pairs = [(row.seeds.index(seed), base.seeds.index(seed)) for seed in row.seeds if seed in base.seeds]
+        differences = []
+        for look, digits in ((accuracy_of, 2), (spikes_of, 3)):
+            own, of_base = row.trained(look), base.trained(look)
+            differences.append(Seeds([own[i] - of_base[j] for i, j in pairs], digits))
+        if pairs:
+            table.rows.append([row.kind, len(pairs), *differences])
+    told = "Accuracy by potential. What a seed brings to both networks of a pair is not in their difference."
+    table.note = told if table.rows else f"No run has a seed of (f) at T = {PAPERS_T} beside it."
+    return table
+
+
+def accuracy_of(trained: dict[str, Any]) -> float:
+    """Return the accuracy by potential."""
+    return trained["accuracy"]["potential"]
 
 
 def step_table(rows: list[Row]) -> Table:
