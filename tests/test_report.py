@@ -10,11 +10,13 @@ import sys
 from statistics import mean
 
 import pytest
+from matplotlib.figure import Figure
 from recipe_runs import CONFIGS, DIGITS, RECIPES, SHORT, outcome, train
 
 import report as script
-from cifar.reporting.dots import energy_figure
-from cifar.reporting.tables import energy_table, switch_table
+from cifar.reporting.dots import energy_figure, operations_figure
+from cifar.reporting.lines import step_figure
+from cifar.reporting.tables import energy_table, step_table, switch_table
 
 RECORDED = RECIPES.parent / "benchmarks" / "results" / "recipes"
 STEPS = [*SHORT, "conversion_images=20", "ann.max_steps=2", "snn.max_steps=2"]
@@ -263,6 +265,23 @@ def test_peers_stand_beside_what_the_paper_reports_of_them(tmp_path):
     assert row.peer == "diet_snn"
     reported = "| Rathi & Roy 2020 | conversion + STDB | direct | VGG-16, CIFAR-10 | 92.70 | 5 "
     assert f"{reported}| {row.name} | 78.06 | 5 | 0.762 |" in script.markdown(script.read_runs([tmp_path / "a"])).splitlines()
+
+
+def test_many_steps_are_told_in_part_and_kept_in_whole(tmp_path):
+    long = metrics_of("cifar10_vgg6_all_steps-seed0")
+    trained = long["results"]["trained"]
+    trained["accuracy_at_step"] = [float(t) for t in range(1, 33)]
+    for technology, cost in (("int32_45nm", 0.1), ("fp32_45nm", 0.9)):
+        trained["energy"][technology]["events"]["snn_pj"] += cost * 1e9  # spikes by the billion
+    rows = script.read_runs([written(tmp_path / "a", long, T=32)]).rows
+    table = step_table(rows)
+    assert table.header[1:] == [f"t = {t}" for t in (1, 2, 3, 4, 5, 10, 20, 30)]
+    assert table.texts()[0][1:] == ["1.00", "2.00", "3.00", "4.00", "5.00", "10.00", "20.00", "30.00"]
+    assert "all are in the CSVs" in table.note
+    assert len(step_figure(rows).table.header) == 33
+    axes = Figure().subplots()
+    operations_figure(rows).draw(axes)
+    assert axes.get_xscale() == "symlog", "on a linear axis the MACs would all be at 0"
 
 
 @pytest.mark.parametrize("unlimited", [None, float("inf")], ids=["null", "as earlier versions wrote it"])

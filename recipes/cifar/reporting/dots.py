@@ -15,6 +15,8 @@ from onespike.plots import PALETTE
 
 LABEL = 34
 """Characters in a line of a row's label."""
+FAR = 500
+"""Percent beyond which small shares need a logarithmic axis to be told apart."""
 
 
 def networks_figure(rows: list[Row]) -> Figure:
@@ -85,6 +87,10 @@ def operations_figure(rows: list[Row]) -> Figure:
         name_rows(ax, table)
         ax.set_xlabel("operations, % of the ANN's MACs")
         ax.set_xlim(0, None)
+        if (most := ax.dataLim.xmax) > FAR:
+            ax.set_xscale("symlog", linthresh=1)
+            ax.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+            ax.set_xlim(0, 2 * most)
 
     return Figure(table, draw, height_of(table), 2)
 

@@ -11,6 +11,8 @@ from onespike.metrics.energy import ACCOUNTINGS, TECHNOLOGIES
 
 ABSENT = "not run"
 PAPERS_T = 5
+EVERY, TENTH = 5, 10
+"""A table has a column for each of so many first steps, then for each so-manyth."""
 
 
 def accuracy_table(rows: list[Row]) -> Table:
@@ -127,10 +129,13 @@ def accuracy_of(trained: dict[str, Any]) -> float:
 def step_table(rows: list[Row]) -> Table:
     """Accuracy of the trained networks when they are read before the last step."""
     steps = max(row.T for row in rows)
-    table = Table("steps", "Accuracy, %, read at each step", ["run", *(f"t = {t}" for t in range(1, steps + 1))])
+    told = [t for t in range(1, steps + 1) if t <= EVERY or t % TENTH == 0]
+    table = Table("steps", "Accuracy, %, read at each step", ["run", *(f"t = {t}" for t in told)])
     for row in rows:
-        by_step = [Seeds(row.trained(lambda trained, t=t: trained["accuracy_at_step"][t])) for t in range(row.T)]
-        table.rows.append([row.name, *by_step, *[None] * (steps - row.T)])
+        by_step = [Seeds(row.trained(lambda trained, t=t: trained["accuracy_at_step"][t - 1])) for t in told if t <= row.T]
+        table.rows.append([row.name, *by_step, *[None] * (len(told) - len(by_step))])
+    if steps > EVERY:
+        table.note = f"Each of the first {EVERY} steps, then every {TENTH}th; all are in the CSVs of the figures."
     return table
 
 
