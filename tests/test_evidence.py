@@ -1,0 +1,69 @@
+"""docs/peers.md says what `benchmarks/results/evidence` holds, and the report there is that of today's recipes/report.py."""
+
+import json
+import re
+
+import pytest
+from recipe_runs import RECIPES
+
+import report as script
+from cifar.reporting.paper import PEERS
+from cifar.reporting.tables import switch_table
+
+RECORDED = RECIPES.parent / "benchmarks" / "results" / "evidence"
+TEXT = (RECIPES.parent / "docs" / "peers.md").read_text()
+VARIANTS = ("poisson", "dct", "direct_multi_spike", "hybrid_multi_spike", "direct", "hybrid", "analogue", "temporal")
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return script.read_runs(sorted(RECORDED.glob("*.json")))
+
+
+def cells(config):
+    """Return the cells of the one row of a table that names a config."""
+    (row,) = [line for line in TEXT.splitlines() if line.startswith("| ") and f"`{config}.yaml`" in line]
+    return [cell.strip() for cell in row[1:-1].split("|")]
+
+
+def recorded(name, T):
+    """Return accuracy and spikes as the page has them, of a run at T steps; nothing where there was none."""
+    path = RECORDED / f"{name}.json"
+    if not path.exists():
+        return ""
+    metrics = json.loads(path.read_text())
+    assert metrics["config"]["T"] == T
+    trained = metrics["results"]["trained"]
+    return f"{trained['accuracy']['potential']:.2f} / {trained['spikes_per_neuron']:.3f}"
+
+
+@pytest.mark.parametrize("name", [name for name in PEERS if name])
+def test_peers_are_told_as_recorded(name):
+    row = cells(name)
+    assert row[-1] == recorded(name, int(re.search(r"T = (\d+)", row[2])[1]))
+
+
+def test_this_method_is_told_as_recorded():
+    (row,) = [line for line in TEXT.splitlines() if line.startswith("| this method, ten epochs")]
+    assert row.endswith(f"| {recorded('hybrid-T5-s0', 5)} |")
+    assert cells("cifar10_vgg6_small")[-1] == recorded("short-T5-s0", 5)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_inputs_are_told_as_recorded(name):
+    row = cells("evidence" if name == "hybrid" else name)
+    assert row[2:] == [recorded(f"{name}-T{T}-s0", T) for T in (1, 2, 3, 5, 10)]
+
+
+def test_switches_are_told_as_recorded(runs):
+    (setting,) = runs.of_setting().values()
+    rows = [row for row in switch_table(setting).texts() if int(row[1]) > 1]
+    assert all(f"| {' | '.join(row)} |" in TEXT.splitlines() for row in rows)
+
+
+def test_the_recorded_runs_make_the_recorded_report(runs):
+    assert not runs.unread
+    assert not [row.name for row in runs.rows if any(one["changed"] for one in row.provenance)], "only commits can be repeated"
+    text = script.markdown(runs)
+    assert text == (RECORDED / "report.md").read_text()
+    assert set(re.findall(r"\(([^()]+\.png)\)", text)) == {path.name for path in RECORDED.glob("*.png")}
