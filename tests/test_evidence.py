@@ -61,6 +61,15 @@ def test_switches_are_told_as_recorded(runs):
     assert all(f"| {' | '.join(row)} |" in TEXT.splitlines() for row in rows)
 
 
+def test_spoilt_images_are_told_as_recorded():
+    hybrid, analogue = json.loads((RECORDED.parent / "degraded_frames.json").read_text())["results"].values()
+    table = TEXT[TEXT.index("| the image at t = 1 |") :].split("\n\n")[0].splitlines()[2:]
+    assert len(table) == len(hybrid)
+    for line, own, control in zip(table, hybrid.values(), analogue.values(), strict=True):
+        numbers = (own["before"][-1], own["after"][0], own["after"][-1], control["before"][-1], control["after"][-1])
+        assert line.endswith(f"| {' | '.join(f'{number:.2f}' for number in numbers)} |")
+
+
 def test_the_recorded_runs_make_the_recorded_report(runs):
     assert not runs.unread
     assert not [row.name for row in runs.rows if any(one["changed"] for one in row.provenance)], "only commits can be repeated"
