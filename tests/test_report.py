@@ -263,6 +263,7 @@ def test_peers_stand_beside_what_the_paper_reports_of_them(tmp_path):
     usual["name"] = "evidence-diet_snn"
     (row,) = script.read_runs([written(tmp_path / "a", usual)]).rows
     assert row.peer == "diet_snn"
+    assert not row.letter, "(c) is trained otherwise"
     reported = "| Rathi & Roy 2020 | conversion + STDB | direct | VGG-16, CIFAR-10 | 92.70 | 5 "
     assert f"{reported}| {row.name} | 78.06 | 5 | 0.762 |" in script.markdown(script.read_runs([tmp_path / "a"])).splitlines()
 

@@ -3,6 +3,8 @@
 from statistics import mean
 from typing import Any
 
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
 from cifar.reporting.drawing import HOLLOW, Figure, chosen, of_steps, shown, styles
 from cifar.reporting.paper import VARIANTS
 from cifar.reporting.rows import Row
@@ -54,6 +56,9 @@ def spike_figure(rows: list[Row]) -> Figure:
         values = [mean(row.trained(spikes_of)) for row in drawn]
         if min(values) > 0 and max(values) > 8 * min(values):
             ax.set_yscale("log")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+            ax.yaxis.set_minor_formatter(NullFormatter())
         else:
             ax.set_ylim(0, None)
         ax.set_ylabel("spikes per neuron")

@@ -100,8 +100,8 @@ class Row:
 
     @property
     def letter(self) -> str:
-        """Which network of Fig. 4 it is; empty for another."""
-        if self.remark or self.how or self.config.get("neuron", "lif") != "lif":
+        """Which network of Fig. 4 it is; empty for another, and for a peer of Table II whose input is the same."""
+        if self.remark or self.how or self.peer or self.config.get("neuron", "lif") != "lif":
             return ""
         own = (self.config["encoder"], self.config["single_spike"])
         return next((letter for letter, (*variant, _) in VARIANTS.items() if own == tuple(variant)), "")
